@@ -1,0 +1,46 @@
+"""Attention written out: the oracle for every other implementation."""
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import repeat_kv
+
+from bipe.encodings.inter.base import Relation
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    relation: Relation,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention in float32, with its weights.
+
+    Args:
+        module: the attention layer; its `num_key_value_groups` and `training` are read.
+        query: `(B, H, T, K)`, rotated.
+        key: `(B, H / groups, S, K)`, rotated.
+        value: `(B, H / groups, S, K)`.
+        attention_mask: `(B, 1, T, S)` float, 0 where a key may be seen and the most negative number elsewhere.
+        relation: its bias is added to the logits.
+        scaling: factor of the logits.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        The mixed values `(B, T, H, K)` in the dtype of `query`, and the weights `(B, H, T, S)` float32.
+    """
+    groups = module.num_key_value_groups
+    key, value = repeat_kv(key, groups).float(), repeat_kv(value, groups).float()
+    logits = torch.matmul(query.float(), key.transpose(2, 3)) * scaling
+    if relation.bias is not None:
+        logits = logits + relation.bias.block(slice(0, query.shape[2]), slice(0, key.shape[2]))
+    if attention_mask is not None:
+        logits = logits + attention_mask
+    weights = nn.functional.softmax(logits, dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    mixed = torch.matmul(weights, value).to(query.dtype)
+    return mixed.transpose(1, 2).contiguous(), weights

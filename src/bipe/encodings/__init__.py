@@ -1,0 +1,1 @@
+"""Positional encodings: absolute inside a segment (`intra`), relative between segments (`inter`)."""

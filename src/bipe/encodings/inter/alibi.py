@@ -1,0 +1,70 @@
+"""A penalty in proportion to the distance in segments."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from bipe.positions import BilevelPositions
+
+from .base import Bias, InterEncoding, Relation
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The slopes of ALiBi (Press et al. 2022, arXiv:2108.12409).
+
+    For a power of two, a geometric sequence that starts and divides by `2^(-8/heads)`. For other counts, the sequence of
+    the next smaller power of two, followed by every other slope of the next larger one.
+
+    >>> alibi_slopes(4)
+    [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
+    return slopes + [2.0 ** (-4 * (2 * head + 1) / power) for head in range(heads - power)]
+
+
+class AlibiBias(Bias):
+    """`-slope * (query segment - key segment)`, from integer distances in float32."""
+
+    def __init__(self, slopes: Tensor, query_segment: Tensor, key_segment: Tensor) -> None:
+        self.slopes, self.query_segment, self.key_segment = slopes, query_segment, key_segment
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        distance = self.query_segment[:, None, rows, None] - self.key_segment[:, None, None, columns]
+        return -self.slopes[None, :, None, None] * distance.float()
+
+    def reach(self, nats: float) -> Tensor:
+        return torch.floor(nats / self.slopes)
+
+
+class Alibi(InterEncoding):
+    """ALiBi (Press et al. 2022, arXiv:2108.12409) on the distance in segments.
+
+    The logits get `-scale * slope_h * (s_i - s_j)` (He et al. 2024, section 3, with scale 96). On one token a segment and
+    scale 1 this is ALiBi itself.
+    """
+
+    def __init__(self, config: LlamaConfig, *, scale: float = 96.0) -> None:
+        super().__init__()
+        self.scaled_slopes = [scale * slope for slope in alibi_slopes(config.num_attention_heads)]
+
+    @classmethod
+    def validate(cls, config: LlamaConfig, **options: Any) -> None:
+        scale = options.get("scale", 96.0)
+        if scale == "auto":
+            raise ValueError(
+                "ALiBi's scale 'auto' is the mean number of tokens in a segment of the training text: measure it and give "
+                "the number, BipeConfig.from_scheme(..., tokens_per_segment=12.3); `bipe train` does both."
+            )
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not (0 <= scale < math.inf):
+            raise ValueError(f"ALiBi's scale must be a finite number, at least 0; got {scale!r}.")
+
+    def slopes(self, device: torch.device) -> Tensor:
+        """The slopes times the scale, `(H,)` float32; made from Python floats, so no cast can have touched them."""
+        return torch.tensor(self.scaled_slopes, dtype=torch.float32, device=device)
+
+    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+        return Relation(bias=AlibiBias(self.slopes(query.segment.device), query.segment, key.segment))

@@ -1,0 +1,128 @@
+"""A rotation by the segment index."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from bipe.positions import BilevelPositions
+
+from .base import InterEncoding, Relation
+
+LENGTH_THRESHOLDS = {"dynamic", "llama3", "longrope", "yarn"}
+"""The rope types that compare a position with the trained length."""
+
+LENGTH_DEPENDENT = {"dynamic", "longrope"}
+"""The rope types whose frequencies depend on the longest position of the call."""
+
+
+def _rotary_config(config: LlamaConfig) -> LlamaConfig:
+    """The config that transformers' tables read, with lengths in the unit of the rotated index.
+
+    On tokens that is the config itself. On segments, `original_max_segments` stands for the trained length.
+    """
+    parameters = dict(config.rope_parameters or {})
+    segments = parameters.pop("original_max_segments", None)
+    if segments is None:
+        return config
+    if parameters["rope_type"] != "dynamic":
+        parameters["original_max_position_embeddings"] = segments
+    rotary = deepcopy(config)
+    rotary.max_position_embeddings = segments
+    rotary.rope_parameters = parameters
+    return rotary
+
+
+class Rope(InterEncoding):
+    """RoPE (Su et al. 2021, arXiv:2104.09864) on the segment index, over all channels of a head.
+
+    On one token a segment this is Llama's own encoding, bit for bit: the tables are transformers' own, so every
+    `rope_type` it knows can be used. Base and scaling live in the config's `rope_parameters`; the options `theta` and
+    `scaling` are moved there. Lengths that a rope type compares with are counted in the unit of the index: tokens with the
+    segmenter `every_token`, otherwise segments, `original_max_segments`.
+    """
+
+    def __init__(self, config: LlamaConfig, *, theta: float | None = None, scaling: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        assert theta is None and scaling is None, "`adopt` moves them into config.rope_parameters"
+        self.rotary = LlamaRotaryEmbedding(_rotary_config(config))
+        self.cacheable = self.rotary.rope_type not in LENGTH_DEPENDENT
+
+    @classmethod
+    def adopt(cls, config: LlamaConfig, options: dict[str, Any]) -> dict[str, Any]:
+        """Move `theta` and `scaling` into `config.rope_parameters`.
+
+        Raises:
+            ValueError: `rope_parameters` already says something else.
+        """
+        moved = dict(options.get("scaling") or {})
+        if options.get("theta") is not None:
+            moved["rope_theta"] = options["theta"]
+        explicit = dict(config.rope_parameters or {})
+        for key, value in moved.items():
+            if key in explicit and explicit[key] != value:
+                raise ValueError(
+                    f"{key} is {value!r} in `inter` and {explicit[key]!r} in `rope_parameters`: give it in one place."
+                )
+        if moved:
+            config.rope_parameters = {**explicit, **moved}
+        return {key: value for key, value in options.items() if key not in ("theta", "scaling")}
+
+    @classmethod
+    def validate(cls, config: LlamaConfig, **options: Any) -> None:
+        if config.head_dim % 2:
+            raise ValueError(f"RoPE rotates pairs of channels, so head_dim must be even; got {config.head_dim}.")
+        parameters = config.rope_parameters
+        theta = parameters["rope_theta"]
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e12:
+            raise ValueError(f"RoPE's theta must be a number above 1; got {theta!r}.")
+        if "partial_rotary_factor" in parameters and parameters["partial_rotary_factor"] != 1:
+            raise ValueError("RoPE here rotates all channels of a head; partial_rotary_factor is not supported.")
+        cls._validate_unit(parameters, on_tokens=config.segmenter["type"] == "every_token")
+
+    @staticmethod
+    def _validate_unit(parameters: dict[str, Any], *, on_tokens: bool) -> None:
+        rope_type, segments = parameters["rope_type"], parameters.get("original_max_segments")
+        if on_tokens and segments is not None:
+            raise ValueError("The segmenter is every_token: give original_max_position_embeddings, in tokens.")
+        if not on_tokens and rope_type in LENGTH_THRESHOLDS and (not isinstance(segments, int) or segments < 1):
+            raise ValueError(
+                f"On segments, rope_type {rope_type!r} needs original_max_segments, the trained length counted in "
+                f"segments; got {segments!r}."
+            )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Rope":
+        # A cast of the model must not touch the frequencies: half precision collapses long positions.
+        super()._apply(fn, recurse)
+        if not self.rotary.inv_freq.is_meta:
+            self.reset_parameters(0.0)
+        return self
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float) -> None:
+        device = self.rotary.inv_freq.device
+        with torch.device(device):
+            fresh = LlamaRotaryEmbedding(self.rotary.config)
+        self.rotary.inv_freq = fresh.inv_freq.to(device)
+        self.rotary.original_inv_freq = fresh.original_inv_freq.to(device)
+
+    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+        # Only the dtype and device of the first argument are read.
+        rotation = self.rotary(torch.empty(0, dtype=dtype, device=query.segment.device), query.segment)
+        return Relation(query_rotation=rotation, key_rotation=rotation)
+
+
+def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate channel `c` with channel `c + K/2`, as transformers' Llama does, in the same order of operations.
+
+    Args:
+        states: `(B, H, T, K)` queries or keys.
+        rotation: cosines and sines, each `(B, T, K)`.
+    """
+    cos, sin = (table.unsqueeze(1) for table in rotation)
+    half = states.shape[-1] // 2
+    turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
+    return states * cos + turned * sin

@@ -1,0 +1,17 @@
+"""No encoding between segments."""
+
+import torch
+
+from bipe.positions import BilevelPositions
+
+from .base import InterEncoding, Relation
+
+
+class Zero(InterEncoding):
+    """Leaves attention as it is: the logits depend on content alone."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+
+    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+        return Relation()

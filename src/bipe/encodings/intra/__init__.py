@@ -1,0 +1,8 @@
+"""The encodings inside segments, by name."""
+
+from .base import IntraEncoding
+from .learned import Learned
+from .sinusoidal import Sinusoidal
+from .zero import Zero
+
+INTRA_ENCODINGS: dict[str, type[IntraEncoding]] = {"learned": Learned, "sinusoidal": Sinusoidal, "zero": Zero}

@@ -1,0 +1,40 @@
+"""A learned vector for each offset."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from bipe.positions import BilevelPositions
+
+from .base import IntraEncoding, clamp_offsets
+
+
+class Learned(IntraEncoding):
+    """A table of learned vectors, one an offset (He et al. 2024, section 3; 1,024 rows in the paper).
+
+    Offsets beyond `config.max_trained_offset`, and beyond the table, use the last row before that limit.
+    """
+
+    def __init__(self, config: LlamaConfig, *, max_offset: int = 1024) -> None:
+        super().__init__()
+        self.config = config
+        self.max_offset = max_offset
+        self.embedding = nn.Embedding(max_offset, config.hidden_size)
+
+    @classmethod
+    def validate(cls, config: LlamaConfig, **options: Any) -> None:
+        max_offset = options.get("max_offset", 1024)
+        if not isinstance(max_offset, int) or isinstance(max_offset, bool) or not 1 <= max_offset <= 2**24:
+            raise ValueError(
+                f"The learned intra encoding needs max_offset, its number of rows, from 1 to {2**24}; got {max_offset!r}."
+            )
+
+    def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> Tensor:
+        rows = clamp_offsets(positions.offset, self.config).clamp(max=self.embedding.num_embeddings - 1)
+        return self.embedding(rows).to(dtype)
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float) -> None:
+        nn.init.normal_(self.embedding.weight, std=std)

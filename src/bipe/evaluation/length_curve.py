@@ -1,0 +1,344 @@
+"""Perplexity against context length, scored so that the curve means what it seems to mean."""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bipe.registry import choose
+
+from .base import Run, Score
+from .intervals import interval, mean_loss_difference
+
+TASK = "length-curve"
+ENOUGH_WINDOWS = 256
+BATCH_TOKENS = 16384
+HEAD_ROWS = 1024
+"""Rows of logits in memory at once."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one length.
+
+    Attributes:
+        documents: the texts, each `(n,)` int64.
+        spans: `(document, first token, end)` of each window, in the order of the text.
+        scored: number of tokens scored at the end of each window.
+    """
+
+    documents: Sequence[Tensor]
+    spans: list[tuple[int, int, int]]
+    scored: int
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """The windows as `(B, L)` int64, B at most `size`."""
+        for start in range(0, len(self.spans), size):
+            spans = self.spans[start : start + size]
+            yield torch.stack([self.documents[index][first:end] for index, first, end in spans])
+
+
+@dataclass(frozen=True)
+class WindowLosses:
+    """Losses of every window at one length.
+
+    Attributes:
+        nll: `(windows,)` float64, negative log likelihood summed over the window's scored tokens, in nats.
+        tokens: `(windows,)` int64, number of scored tokens.
+        bytes: `(windows,)` int64, UTF-8 bytes of the scored tokens; zeros where unknown.
+        tokens_per_segment: mean tokens in a segment, over the windows.
+        offsets_beyond_trained: share of tokens whose offset is longer than any in training.
+    """
+
+    nll: np.ndarray
+    tokens: np.ndarray
+    bytes: np.ndarray
+    tokens_per_segment: float
+    offsets_beyond_trained: float
+
+
+Curve = dict[int, WindowLosses]
+"""Losses by length."""
+
+
+def _same_targets(documents: Sequence[Tensor], lengths: Sequence[int], most: int | None) -> dict[int, Windows]:
+    """Windows that end at the same places for every length and score the same tokens."""
+    longest, scored = lengths[-1], max(1, lengths[0] // 2)
+    ends = [
+        (index, end)
+        for index, document in enumerate(documents)
+        for end in range(longest, len(document) + 1, scored)
+    ]
+    if most is not None and len(ends) > most:
+        ends = [ends[position] for position in np.linspace(0, len(ends) - 1, most).round().astype(int)]
+    if len(ends) < ENOUGH_WINDOWS:
+        warnings.warn(
+            f"Only {len(ends)} windows of {longest} tokens fit in the test text; fewer than {ENOUGH_WINDOWS} are too few "
+            "for narrow intervals.",
+            stacklevel=3,
+        )
+    return {
+        length: Windows(documents, [(index, end - length, end) for index, end in ends], scored) for length in lengths
+    }
+
+
+def _blocks(documents: Sequence[Tensor], lengths: Sequence[int], most: int | None) -> dict[int, Windows]:
+    """Consecutive blocks; every token but a block's first, which nothing precedes, is scored."""
+    windows = {}
+    for length in lengths:
+        spans = [
+            (index, first, first + length)
+            for index, document in enumerate(documents)
+            for first in range(0, len(document) - length + 1, length)
+        ]
+        limit = None if most is None else max(1, most * lengths[0] // length)
+        if limit is not None and len(spans) > limit:
+            spans = [spans[position] for position in np.linspace(0, len(spans) - 1, limit).round().astype(int)]
+        windows[length] = Windows(documents, spans, length - 1)
+    return windows
+
+
+PROTOCOLS = {"same_targets": _same_targets, "blocks": _blocks}
+
+
+@torch.inference_mode()
+def _score(model: PreTrainedModel, batch: Tensor, scored: int) -> Tensor:
+    """Losses `(B, scored)` float32 of the last `scored` tokens of each window; the head runs a slice at a time."""
+    hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, -scored - 1 : -1]
+    rows, targets = hidden.reshape(-1, hidden.shape[-1]), batch[:, -scored:].reshape(-1)
+    head = model.get_output_embeddings()
+    losses = [
+        torch.nn.functional.cross_entropy(head(some).float(), wanted, reduction="none")
+        for some, wanted in zip(rows.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True)
+    ]
+    return torch.cat(losses).view(len(batch), scored)
+
+
+def _measure(model: PreTrainedModel, windows: Windows, length: int, token_bytes: Tensor | None) -> WindowLosses:
+    nll, sizes, segments, tokens, beyond = [], [], 0, 0, 0
+    limit = getattr(model.config, "max_trained_offset", None)
+    for batch in windows.batches(max(1, BATCH_TOKENS // length)):
+        batch = batch.to(model.device)
+        nll.append(_score(model, batch, windows.scored).double().sum(dim=1).cpu())
+        targets = batch[:, -windows.scored :].cpu()
+        sizes.append(torch.zeros(len(batch), dtype=torch.int64) if token_bytes is None else token_bytes[targets].sum(dim=1))
+        if hasattr(model, "positions"):
+            positions = model.positions(batch)
+            tokens += batch.numel()
+            segments += int((positions.offset == 0).sum())
+            beyond += 0 if limit is None else int((positions.offset > limit).sum())
+    return WindowLosses(
+        nll=torch.cat(nll).numpy(),
+        tokens=np.full(len(windows.spans), windows.scored, dtype=np.int64),
+        bytes=torch.cat(sizes).numpy(),
+        tokens_per_segment=tokens / segments if segments else math.nan,
+        offsets_beyond_trained=beyond / tokens if tokens else math.nan,
+    )
+
+
+def _checked_lengths(documents: Sequence[Tensor], lengths: Sequence[int]) -> list[int]:
+    lengths = sorted(set(lengths))
+    if not lengths or lengths[0] < 2:
+        raise ValueError(f"Lengths are whole numbers of tokens, at least 2; got {lengths}.")
+    longest = max((len(document) for document in documents), default=0)
+    if longest < lengths[-1]:
+        raise ValueError(
+            f"The longest length, {lengths[-1]}, does not fit in any test document; the longest has {longest} tokens. "
+            "Test on longer documents or ask for shorter lengths."
+        )
+    return lengths
+
+
+def window_losses(
+    model: PreTrainedModel,
+    documents: Sequence[Tensor],
+    lengths: Sequence[int],
+    protocol: str = "same_targets",
+    *,
+    token_bytes: Tensor | None = None,
+    max_windows: int | None = None,
+) -> Curve:
+    """Losses of every window at every length; `length_curve` condenses them, `paired_differences` compares two.
+
+    Args:
+        model: any causal language model of transformers; in eval mode meanwhile.
+        documents: texts, each `(n,)` int64. A window never spans two.
+        lengths: context lengths in tokens.
+        protocol: `"same_targets"` or `"blocks"`; see `length_curve`.
+        token_bytes: `(V,)` int64, UTF-8 bytes of each token, for bits per byte.
+        max_windows: at most so many windows (of the shortest length, for `"blocks"`), spread evenly; None for all.
+
+    Raises:
+        ValueError: an unknown protocol, or a length that does not fit in any document.
+    """
+    cut = choose("protocol", PROTOCOLS, protocol)
+    lengths = _checked_lengths(documents, lengths)
+    training = model.training
+    model.eval()
+    try:
+        return {
+            length: _measure(model, windows, length, token_bytes)
+            for length, windows in cut(documents, lengths, max_windows).items()
+        }
+    finally:
+        model.train(training)
+
+
+def effective_context(curve: Curve) -> int:
+    """The longest length whose loss is significantly below that of half of it, else the shortest length.
+
+    Significant means that the paired 95 % interval of the difference excludes 0. Lengths whose half was not tested do not
+    count.
+    """
+    better = [
+        length
+        for length, losses in curve.items()
+        if length % 2 == 0
+        and (half := curve.get(length // 2)) is not None
+        and mean_loss_difference([half.nll, losses.nll], [1, -1], losses.tokens)[1] > 0
+    ]
+    return max(better, default=min(curve))
+
+
+def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score]:
+    """The rows of one curve: perplexity and bits per byte at each length, and the effective context."""
+    rows = []
+
+    def row(length: int, metric: str, value: tuple[float, float, float]) -> None:
+        losses = curve[length]
+        rows.append(
+            Score(
+                scheme=run.scheme,
+                seed=run.seed,
+                task=TASK,
+                protocol=protocol,
+                length=length,
+                metric=metric,
+                value=value[0],
+                low=value[1],
+                high=value[2],
+                tokens=int(losses.tokens.sum()),
+                windows=len(losses.tokens),
+                tokens_per_segment=losses.tokens_per_segment,
+                offsets_beyond_trained=losses.offsets_beyond_trained,
+                steps=run.steps,
+                parameters=parameters,
+            )
+        )
+
+    for length, losses in curve.items():
+        row(length, "perplexity", interval(lambda nll, count: np.exp(nll / count), losses.nll, losses.tokens))
+        if losses.bytes.sum():
+            row(length, "bits_per_byte", interval(lambda nll, size: nll / size / math.log(2), losses.nll, losses.bytes))
+    if protocol == "same_targets":
+        context = float(effective_context(curve))
+        row(max(curve), "effective_context", (context, context, context))
+    return rows
+
+
+def length_curve(
+    model: PreTrainedModel,
+    documents: Sequence[Tensor],
+    lengths: Sequence[int],
+    protocol: str = "same_targets",
+    token_bytes: Tensor | None = None,
+    *,
+    run: Run | None = None,
+    max_windows: int | None = ENOUGH_WINDOWS,
+) -> list[Score]:
+    """Perplexity at each context length, with 95 % intervals.
+
+    `"same_targets"`: windows end at the same places for every length, inside one document, and the last
+    `min(lengths) // 2` tokens of each are scored, so that lengths differ in context alone. `"blocks"` (the paper's):
+    consecutive blocks with every token scored, where a longer length also scores tokens with more context.
+    Perplexity is exp of the token-weighted mean loss; intervals are a bootstrap over blocks of neighbouring windows.
+
+    Args:
+        model: any causal language model of transformers.
+        documents: texts, each `(n,)` int64; those shorter than the longest length are not used by `"same_targets"`.
+        lengths: context lengths in tokens.
+        protocol: `"same_targets"` or `"blocks"`.
+        token_bytes: `(V,)` int64, UTF-8 bytes of each token; with it, bits per byte are returned as well.
+        run: what to call the model in the rows; by default its config's scheme.
+        max_windows: at most so many windows, spread evenly; None for all.
+
+    Raises:
+        ValueError: an unknown protocol, or a length that does not fit in any document.
+    """
+    curve = window_losses(model, documents, lengths, protocol, token_bytes=token_bytes, max_windows=max_windows)
+    run = run or Run(getattr(model.config, "scheme", None) or model.config.model_type)
+    return scores(curve, run, protocol, model.num_parameters())
+
+
+def paired_differences(first: Curve, second: Curve, base_length: int) -> list[dict[str, float | int | str]]:
+    """How two models differ on the same windows, at each length they share.
+
+    Returns:
+        Rows with `length`, `base_length`, `metric`, `value`, `low`, `high` and `windows`. `log_perplexity` is that of the
+        first minus that of the second; `log_perplexity_growth` is the first's growth from `base_length` minus the second's,
+        and is given where both lengths score the same windows.
+    """
+    rows: list[dict[str, float | int | str]] = []
+    for length in sorted(set(first) & set(second)):
+        one, two, tokens = first[length], second[length], first[length].tokens
+        found = {"log_perplexity": mean_loss_difference([one.nll, two.nll], [1, -1], tokens)}
+        base = first.get(base_length)
+        if base is not None and length != base_length and np.array_equal(base.tokens, tokens):
+            found["log_perplexity_growth"] = mean_loss_difference(
+                [one.nll, base.nll, two.nll, second[base_length].nll], [1, -1, -1, 1], tokens
+            )
+        for metric, (value, low, high) in found.items():
+            rows.append(
+                {
+                    "length": length,
+                    "base_length": base_length,
+                    "metric": metric,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                    "windows": len(tokens),
+                }
+            )
+    return rows
+
+
+def save_curves(path: str | Path, curves: Mapping[str, Curve]) -> None:
+    """Write losses by protocol and length as safetensors."""
+    tensors = {}
+    for protocol, curve in curves.items():
+        for length, losses in curve.items():
+            name = f"{protocol}/{length}"
+            tensors[f"{name}/nll"] = torch.from_numpy(losses.nll)
+            tensors[f"{name}/tokens"] = torch.from_numpy(losses.tokens)
+            tensors[f"{name}/bytes"] = torch.from_numpy(losses.bytes)
+            tensors[f"{name}/segments"] = torch.tensor(
+                [losses.tokens_per_segment, losses.offsets_beyond_trained], dtype=torch.float64
+            )
+    save_file(tensors, str(path))
+
+
+def load_curves(path: str | Path) -> dict[str, Curve]:
+    """Read what `save_curves` wrote."""
+    tensors = load_file(str(path))
+    curves: dict[str, Curve] = {}
+    for key in sorted(tensors):
+        protocol, length, part = key.split("/")
+        if part != "nll":
+            continue
+        name = f"{protocol}/{length}"
+        per_segment, beyond = tensors[f"{name}/segments"].tolist()
+        curves.setdefault(protocol, {})[int(length)] = WindowLosses(
+            tensors[f"{name}/nll"].numpy(),
+            tensors[f"{name}/tokens"].numpy(),
+            tensors[f"{name}/bytes"].numpy(),
+            per_segment,
+            beyond,
+        )
+    return {protocol: dict(sorted(curve.items())) for protocol, curve in curves.items()}

@@ -1,0 +1,172 @@
+"""The configuration: Llama's, with a segmenter and two encodings."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig, PreTrainedTokenizerBase
+
+from bipe.encodings.inter import INTER_ENCODINGS
+from bipe.encodings.intra import INTRA_ENCODINGS
+from bipe.registry import choose, split_spec
+from bipe.segmentation import TokenSet, build_segmenter
+
+from .schemes import SCHEMES
+
+SIZE_LIMITS = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**14,
+    "max_position_embeddings": 2**40,
+}
+
+
+@strict
+class BipeConfig(LlamaConfig):
+    """Configuration of a Llama decoder with bilevel positions; every field of `LlamaConfig` is a field here.
+
+    >>> config = BipeConfig(vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=8,
+    ...     segmenter={"type": "token_set", "end_token_ids": [13, 29]}, inter={"type": "alibi", "scale": 96.0})
+    >>> config.intra
+    {'type': 'zero'}
+
+    Raises:
+        ValueError: a size is out of range or does not divide, or a dictionary names an unknown type or option.
+    """
+
+    model_type = "bipe"
+
+    segmenter: dict | None = None
+    """What ends a segment: `{"type": "token_set", "end_token_ids": [...]}`, `every_token` (the default), `never`,
+    `{"type": "fixed_length", "n": 32}`."""
+    intra: dict | None = None
+    """Encoding inside segments, added to the embedding: `{"type": "learned", "max_offset": 1024}`, `sinusoidal`,
+    `zero` (the default)."""
+    inter: dict | None = None
+    """Encoding between segments, inside attention: `rope` (the default, its theta and scaling kept in
+    `rope_parameters`), `{"type": "alibi", "scale": 96.0}`, `zero`."""
+    max_trained_offset: int | None = None
+    """The longest offset that training has seen; longer ones are encoded as this one. None for no limit."""
+    scheme: str | None = None
+    """The name of the scheme that the three dictionaries came from, for reports; it decides nothing."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._validate_sizes()
+        self.segmenter = dict(self.segmenter or {"type": "every_token"})
+        self.intra = dict(self.intra or {"type": "zero"})
+        self.inter = dict(self.inter or {"type": "rope"})
+        inter, options = split_spec("inter encoding", INTER_ENCODINGS, self.inter)
+        self.inter = {"type": self.inter["type"], **inter.adopt(self, options)}
+        super().__post_init__(**kwargs)
+        self.validate_encodings()
+
+    def _validate_sizes(self) -> None:
+        for name, limit in SIZE_LIMITS.items():
+            size = getattr(self, name)
+            if size is None:
+                continue
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= limit:
+                raise ValueError(f"{name} must be a whole number from 1 to {limit}; got {size!r}.")
+        heads, groups = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
+        if self.hidden_size % heads:
+            raise ValueError(f"hidden_size must be a multiple of num_attention_heads; got {self.hidden_size} and {heads}.")
+        if heads % groups:
+            raise ValueError(f"num_attention_heads must be a multiple of num_key_value_heads; got {heads} and {groups}.")
+        limit = self.max_trained_offset
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+            raise ValueError(f"max_trained_offset must be a whole number, at least 0, or None; got {limit!r}.")
+
+    def validate_encodings(self) -> None:
+        """Check the contents of `segmenter`, `intra` and `inter`.
+
+        Raises:
+            ValueError: naming the dictionary, the value and the choices.
+        """
+        segmenter = build_segmenter(self.segmenter)
+        if isinstance(segmenter, TokenSet) and max(segmenter.end_token_ids) >= self.vocab_size:
+            raise ValueError(
+                f"The segmenter's end token {max(segmenter.end_token_ids)} is outside the vocabulary of {self.vocab_size}."
+            )
+        intra, options = split_spec("intra encoding", INTRA_ENCODINGS, self.intra)
+        intra.validate(self, **options)
+        inter, options = split_spec("inter encoding", INTER_ENCODINGS, self.inter)
+        inter.validate(self, **options)
+
+    def validate_rope(self) -> None:
+        """Check `rope_parameters` where they are used: an odd head_dim is fine without rotation."""
+        if self.inter is None or self.inter["type"] == "rope":
+            self.ignore_keys_at_rope_validation = {"original_max_segments"}
+            super().validate_rope()
+
+    @classmethod
+    def from_scheme(
+        cls,
+        scheme: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        rule: str = "paper",
+        end_token_ids: Iterable[int] | None = None,
+        max_offset: int | None = None,
+        tokens_per_segment: float | None = None,
+        **fields: Any,
+    ) -> "BipeConfig":
+        """The configuration of a named scheme.
+
+        >>> BipeConfig.from_scheme("bipe-rope", end_token_ids=[13], hidden_size=64, num_attention_heads=8).intra
+        {'type': 'learned'}
+
+        Args:
+            scheme: a key of `SCHEMES`.
+            tokenizer: sets `vocab_size` and the special token ids, and finds the ids that end segments.
+            rule: how the ids that end segments are found; see `TokenSet.from_tokenizer`.
+            end_token_ids: these ids, instead of a tokenizer and a rule.
+            max_offset: rows of a learned table, 1,024 if not given.
+            tokens_per_segment: mean tokens in a segment of the training text, for a scheme with scale `"auto"`.
+            fields: any field of `LlamaConfig` or of this class; `segmenter`, `intra` and `inter` replace the scheme's.
+
+        Raises:
+            ValueError: the scheme is unknown, or what it needs is missing.
+        """
+        chosen = choose("scheme", SCHEMES, scheme)
+        fields = {**_tokenizer_fields(tokenizer), **fields}
+        fields.setdefault("segmenter", _segmenter_spec(chosen.segmenter, tokenizer, rule, end_token_ids))
+        fields.setdefault("intra", dict(chosen.intra))
+        fields.setdefault("inter", _measured(chosen.inter, tokens_per_segment))
+        if max_offset is not None and fields["intra"]["type"] == "learned":
+            fields["intra"] = {**fields["intra"], "max_offset": max_offset}
+        return cls(scheme=scheme, **fields)
+
+
+def _tokenizer_fields(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    if tokenizer is None:
+        return {}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name, None) for name in names}}
+
+
+def _segmenter_spec(
+    kind: str, tokenizer: PreTrainedTokenizerBase | None, rule: str, end_token_ids: Iterable[int] | None
+) -> dict[str, Any]:
+    if kind != "token_set":
+        return {"type": kind}
+    if end_token_ids is not None:
+        return dict(TokenSet(end_token_ids).to_spec())
+    if tokenizer is None:
+        raise ValueError("This scheme cuts text at separators: give a tokenizer (and a rule), or end_token_ids.")
+    return dict(TokenSet.from_tokenizer(tokenizer, rule=rule).to_spec())
+
+
+def _measured(inter: Mapping[str, Any], tokens_per_segment: float | None) -> dict[str, Any]:
+    if inter.get("scale") != "auto":
+        return dict(inter)
+    if tokens_per_segment is None or not 0 < tokens_per_segment < math.inf:
+        raise ValueError(
+            "This scheme's ALiBi scale is the mean number of tokens in a segment of the training text: give "
+            f"tokens_per_segment, a positive number; got {tokens_per_segment!r}."
+        )
+    return {**inter, "scale": float(tokens_per_segment)}

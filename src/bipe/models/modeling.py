@@ -1,0 +1,474 @@
+"""The model: transformers' Llama parts, with bilevel positions.
+
+Shape letters: B batch, T tokens of this call, S tokens attended to, D model width, H heads, K head width.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+)
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from bipe.attention import ATTENTIONS
+from bipe.encodings.inter import INTER_ENCODINGS, Relation
+from bipe.encodings.inter.base import InterEncoding
+from bipe.encodings.inter.rope import rotate
+from bipe.encodings.intra import INTRA_ENCODINGS
+from bipe.encodings.intra.base import IntraEncoding
+from bipe.positions import (
+    BilevelPositions,
+    bilevel_positions,
+    document_ids_from_position_ids,
+    document_starts,
+    token_index,
+)
+from bipe.registry import choose, split_spec
+from bipe.segmentation import build_segmenter
+
+from .cache import TokenState, append_state, has_state, past_length, read_state
+from .configuration import BipeConfig
+
+
+class BipeAttention(LlamaAttention):
+    """Llama's attention with the rotation and the bias of a `Relation`."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        *,
+        relation: Relation,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: `(B, T, D)`.
+            attention_mask: what the mask function of the implementation made.
+            past_key_values: cache, updated with this call's keys.
+            relation: how positions relate; made once a forward.
+            kwargs: what Llama's decoder layer passes on beside these, all of it accounted for elsewhere.
+        """
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if relation.query_rotation is not None:
+            query = rotate(query, relation.query_rotation)
+        if relation.key_rotation is not None:
+            key = rotate(key, relation.key_rotation)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = choose("attention implementation", ATTENTIONS, self.config._attn_implementation)
+        mixed, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            relation=relation,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+class BipeDecoderLayer(LlamaDecoderLayer):
+    """Llama's decoder layer around `BipeAttention`."""
+
+    def __init__(self, config: BipeConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.self_attn = BipeAttention(config, layer_idx)
+
+
+class BipePreTrainedModel(LlamaPreTrainedModel):
+    """What transformers needs to know of the model."""
+
+    config: BipeConfig
+    config_class = BipeConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BipeDecoderLayer"]
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _can_record_outputs = {"hidden_states": BipeDecoderLayer, "attentions": BipeAttention}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, IntraEncoding | InterEncoding):
+            module.reset_parameters(self.config.initializer_range)
+        else:
+            super()._init_weights(module)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """The implementation asked for, or the fastest exact one.
+
+        Raises:
+            ValueError: it is not one of this project's, the only ones that honour every relation.
+        """
+        requested = requested_attention or "sdpa"
+        choose("attention implementation", ATTENTIONS, requested)
+        return requested
+
+
+class BipeModel(BipePreTrainedModel):
+    """The decoder without its head."""
+
+    def __init__(self, config: BipeConfig) -> None:
+        super().__init__(config)
+        self.segmenter = build_segmenter(config.segmenter)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        intra, intra_options = split_spec("intra encoding", INTRA_ENCODINGS, config.intra)
+        inter, inter_options = split_spec("inter encoding", INTER_ENCODINGS, config.inter)
+        self.intra = intra(config, **intra_options)
+        self.inter = inter(config, **inter_options)
+        self.layers = nn.ModuleList(BipeDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def positions(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None
+    ) -> BilevelPositions:
+        """Segment, offset and plain index of each token.
+
+        Args:
+            input_ids: `(B, T)` int64.
+            attention_mask: `(B, T)` bool or integers, 0 on padding.
+            document_ids: `(B, T)` int64; positions restart where it changes.
+        """
+        state = self._token_state(input_ids, attention_mask, document_ids)
+        return bilevel_positions(state.is_end, state.document_ids, state.real)
+
+    def _token_state(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None,
+        past: TokenState | None = None,
+    ) -> TokenState:
+        """The state of the cached tokens and this call's; `attention_mask` covers all of them, or this call's."""
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if past is None:
+            document_ids = torch.zeros_like(input_ids) if document_ids is None else document_ids
+            return TokenState(self.segmenter(input_ids, token_index(real, document_ids)), real, document_ids)
+        tokens = input_ids.shape[1]
+        if document_ids is None:
+            document_ids = past.document_ids[:, -1:].expand(-1, tokens)
+        document_ids = torch.cat((past.document_ids, document_ids), dim=1)
+        real = torch.cat((past.real, real[:, -tokens:]), dim=1)
+        is_end = self.segmenter(input_ids, token_index(real, document_ids)[:, -tokens:])
+        return TokenState(torch.cat((past.is_end, is_end), dim=1), real, document_ids)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        document_ids: Tensor | None = None,
+        positions: BilevelPositions | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder.
+
+        Args:
+            input_ids: `(B, T)` int64.
+            attention_mask: `(B, S)`, 0 on padding, over the cached tokens and this call's; `(B, T)` will do where the
+                cache remembers its padding.
+            position_ids: `(B, T)` plain token positions. Only their breaks are read: without a cache, any step other than
+                +1 between real tokens starts a document, as packing collators mean it.
+            past_key_values: cache; it gets one layer more, which remembers segments, padding and documents.
+            inputs_embeds: `(B, T, D)` in place of the embedded ids; needs `positions`.
+            use_cache: whether to make a cache if there is none.
+            document_ids: `(B, T)` int64, `(B, S)` where `positions` are given; attention and positions do not cross a border.
+            positions: `(B, S)` positions of the cached tokens and this call's, in place of those found from the ids.
+            kwargs: what transformers hands to every model.
+
+        Raises:
+            ValueError: ids outside the vocabulary, missing positions, a mask of a wrong length, or a cache where the
+                encoding allows none.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            _check_ids(input_ids, self.config.vocab_size)
+            inputs_embeds = self.embed_tokens(input_ids)
+        past_key_values = self._usable_cache(past_key_values, use_cache)
+        past, tokens = past_length(past_key_values), inputs_embeds.shape[1]
+        _check_columns("attention_mask", attention_mask, past, tokens)
+        if document_ids is None and past == 0:
+            document_ids = packed_documents(position_ids, attention_mask, inputs_embeds.shape[0])
+
+        if positions is None:
+            state = self._advance(input_ids, attention_mask, document_ids, past_key_values)
+            positions = bilevel_positions(state.is_end, state.document_ids, state.real)
+            if past:
+                attention_mask, document_ids = state.real, state.document_ids
+        else:
+            _check_columns("positions", positions.token, past, 0 if past else tokens, whole=past + tokens)
+        mask = self._causal_mask(inputs_embeds, attention_mask, document_ids, past_key_values)
+        query = positions.last(tokens)
+        offsets = self.intra(query, inputs_embeds.dtype)
+        hidden_states = inputs_embeds if offsets is None else inputs_embeds + offsets
+        key = positions.pad_to(_key_length(past_key_values, tokens))
+        relation = self.inter(query, key, hidden_states.dtype)
+
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                relation=relation,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _usable_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        if cache is not None and not self.inter.cacheable:
+            raise ValueError(
+                "With this rope_type a key depends on how long the text is, so cached keys would be wrong: pass "
+                "use_cache=False, or choose a rope_type with fixed frequencies, such as yarn."
+            )
+        if cache is None and use_cache and self.inter.cacheable:
+            return DynamicCache(config=self.config)
+        return cache
+
+    def _advance(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None,
+        cache: Cache | None,
+    ) -> TokenState:
+        """The state of all tokens; that of this call's is appended to the cache."""
+        if input_ids is None:
+            raise ValueError("Segments are found from token ids: with inputs_embeds, pass positions covering all keys.")
+        layer, past = self.config.num_hidden_layers, past_length(cache)
+        if past and not has_state(cache, layer):
+            raise ValueError(
+                f"The cache holds {past} tokens but not their segments, so the new tokens' positions are unknown: pass "
+                "positions covering all keys, or a cache that this model has filled from token ids."
+            )
+        known = read_state(cache, layer, past) if past else None
+        state = self._token_state(input_ids, attention_mask, document_ids, known)
+        if cache is not None:
+            append_state(cache, layer, TokenState(*(part[:, past:] for part in state)))
+        return state
+
+    def _causal_mask(
+        self, inputs_embeds: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None, cache: Cache | None
+    ) -> Tensor | None:
+        """What the implementation wants: None where the causal order says it all."""
+        same_document = None
+        if document_ids is not None and _several(document_ids):
+            missing = _key_length(cache, inputs_embeds.shape[1]) - document_ids.shape[1]
+            documents = nn.functional.pad(document_ids, (0, max(0, missing)))
+
+            def same_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                return documents[batch, query] == documents[batch, key]
+
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            and_mask_function=same_document,
+        )
+
+
+class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
+    """A language model over `BipeModel`.
+
+    >>> config = BipeConfig.from_scheme("bipe-rope", end_token_ids=[3], vocab_size=10, hidden_size=16,
+    ...     intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = BipeForCausalLM(config)
+    >>> model.positions(torch.tensor([[5, 6, 3, 7, 8]])).segment.tolist()
+    [[0, 0, 0, 1, 1]]
+    >>> model(torch.tensor([[5, 6, 3, 7, 8]])).logits.shape
+    torch.Size([1, 5, 10])
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: BipeConfig) -> None:
+        super().__init__(config)
+        self.model = BipeModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def positions(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None
+    ) -> BilevelPositions:
+        """Segment, offset and plain index of each token; see `BipeModel.positions`."""
+        return self.model.positions(input_ids, attention_mask, document_ids)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        document_ids: Tensor | None = None,
+        positions: BilevelPositions | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next token; the arguments beside these are those of `BipeModel.forward`.
+
+        Args:
+            labels: `(B, T)` int64, shifted inside: position `i` predicts label `i + 1`; -100 is not scored, nor is the
+                first token of a document, which nothing precedes.
+            logits_to_keep: make logits of the last so many positions only, or of the positions given; 0 for all.
+
+        Raises:
+            ValueError: as `BipeModel.forward`, and attention weights asked of an implementation that has none.
+        """
+        if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
+            raise ValueError("Only the eager implementation returns attention weights: load with attn_implementation='eager'.")
+        if document_ids is None and past_length(past_key_values) == 0:
+            document_ids = packed_documents(position_ids, attention_mask, 1)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            document_ids=document_ids,
+            positions=positions,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            labels = _targets(labels, attention_mask, document_ids)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """transformers' inputs, with positions from the full ids where the cache does not remember them."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+        past = past_length(past_key_values)
+        new = None if inputs.get("input_ids") is None else inputs["input_ids"].shape[1]
+        if past and inputs.get("document_ids") is not None and inputs["document_ids"].shape[1] != new:
+            # They describe the prompt; the tokens after it go on in its last document.
+            inputs["document_ids"] = None
+        if past and not has_state(past_key_values, self.config.num_hidden_layers) and input_ids.shape[1] == past + new:
+            inputs["positions"] = self.positions(input_ids, attention_mask)
+        return inputs
+
+    @staticmethod
+    def create_masks_for_generate(config: BipeConfig, attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
+        """The two-dimensional mask, from which forward finds positions; a static cache would get a 4D one."""
+        return attention_mask
+
+
+def packed_documents(position_ids: Tensor | None, attention_mask: Tensor | None, batch: int) -> Tensor | None:
+    """`(B, T)` documents of a batch that tells its borders by breaks in `position_ids`, None without position ids."""
+    if position_ids is None:
+        return None
+    if position_ids.dim() != 2:
+        raise ValueError(f"position_ids must have the shape (B, T); got {tuple(position_ids.shape)}.")
+    real = None if attention_mask is None else attention_mask.bool()
+    rows = max(batch, position_ids.shape[0], 1 if real is None else real.shape[0])
+    return document_ids_from_position_ids(position_ids.expand(rows, -1), real)
+
+
+def _targets(labels: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
+    """The labels without the first token of each document."""
+    if document_ids is None:
+        return labels
+    tokens = labels.shape[1]
+    real = torch.ones_like(labels, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    return labels.masked_fill(document_starts(real[:, -tokens:], document_ids[:, -tokens:]), -100)
+
+
+def _check_ids(input_ids: Tensor, vocab_size: int) -> None:
+    # On an accelerator the comparison would wait for the device; there torch's own assertion fires.
+    if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or input_ids.numel() == 0:
+        return
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"Token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}.")
+
+
+def _check_columns(name: str, tensor: Tensor | None, past: int, tokens: int, whole: int | None = None) -> None:
+    whole = past + tokens if whole is None else whole
+    if tensor is None:
+        return
+    if tensor.dim() != 2 or tensor.shape[1] not in {whole, tokens or whole}:
+        raise ValueError(
+            f"{name} must have two dimensions and cover all {whole} tokens, {past} of them cached; "
+            f"got {tuple(tensor.shape)}."
+        )
+
+
+def _key_length(cache: Cache | None, tokens: int) -> int:
+    """Number of key columns that attention will see, those not filled yet included."""
+    return tokens if cache is None else cache.get_mask_sizes(tokens, 0)[0]
+
+
+def _several(document_ids: Tensor) -> bool:
+    """Whether any row holds more than one document; while compiling, where the values are unknown, whether it may."""
+    return torch.compiler.is_compiling() or bool((document_ids != document_ids[:, :1]).any())
+
+
+def initialize_by_name(model: BipeForCausalLM, seed: int) -> None:
+    """Draw each module's initial values from a generator seeded by its name, so that an extra table shifts nothing.
+
+    Two models with the same seed agree in every parameter that both have.
+
+    Args:
+        model: changed in place.
+        seed: any integer.
+    """
+    for name, module in model.named_modules():
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False
+            model._init_weights(module)
+    model.tie_weights()

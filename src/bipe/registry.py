@@ -1,0 +1,51 @@
+"""Look-up in the plain dictionaries that serve as registries."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+V = TypeVar("V")
+
+
+def choose(kind: str, table: Mapping[str, V], name: str) -> V:
+    """Return `table[name]`, or say what could have been chosen.
+
+    >>> choose("inter encoding", {"alibi": 1, "rope": 2}, "rope")
+    2
+
+    Args:
+        kind: what the table holds, for the message, such as `"inter encoding"`.
+        table: the registry.
+        name: the key looked for.
+
+    Raises:
+        ValueError: `name` is not a key of `table`; the message lists the choices.
+    """
+    try:
+        return table[name]
+    except (KeyError, TypeError):
+        raise ValueError(f"Unknown {kind} {name!r}. Choose one of: {', '.join(sorted(table))}.") from None
+
+
+def split_spec(kind: str, table: Mapping[str, Callable[..., V]], spec: Any) -> tuple[Callable[..., V], dict[str, Any]]:
+    """Split `{"type": name, **options}` into the registered class and its options.
+
+    The options are the keyword parameters of the class (its keyword-only ones where it has any).
+
+    Raises:
+        ValueError: `spec` is not a dictionary with a `"type"`, the type is unknown, or an option is unknown or missing.
+    """
+    if not isinstance(spec, Mapping) or "type" not in spec:
+        raise ValueError(f'The {kind} is given as {{"type": name, ...}}; got {spec!r}.')
+    entry = choose(kind, table, spec["type"])
+    options = {key: value for key, value in spec.items() if key != "type"}
+    parameters = inspect.signature(entry).parameters.values()
+    keyword_only = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    accepted = {p.name: p for p in (keyword_only or [p for p in parameters if p.name != "config"])}
+    if unknown := sorted(set(options) - set(accepted)):
+        known = ", ".join(sorted(accepted)) or "none"
+        raise ValueError(f"Unknown option {unknown[0]!r} of {kind} {spec['type']!r}. Its options: {known}.")
+    for name, parameter in accepted.items():
+        if parameter.default is inspect.Parameter.empty and name not in options:
+            raise ValueError(f"The {kind} {spec['type']!r} needs the option {name!r}.")
+    return entry, options
