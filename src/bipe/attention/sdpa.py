@@ -8,20 +8,21 @@ from transformers.models.llama.modeling_llama import repeat_kv
 
 from bipe.encodings.inter.base import Bias, Relation
 
-BLOCK = 512
+BLOCK = 128
 """Queries handled at once where there is a bias."""
 
 
 def _masked_bias(bias: Bias, mask: Tensor | None, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
     """The additive mask of a block, `(B, H, t, s)` in `dtype`; without a mask, query `i` sees the keys up to key `i`."""
-    block = bias.block(rows, columns)
+    block = bias.block(rows, columns).to(dtype)
     if mask is None:
         row, column = (torch.arange(part.start, part.stop, device=block.device) for part in (rows, columns))
-        seen = row[:, None] >= column
+        hidden = row[:, None] < column
     else:
-        seen = mask[:, :, rows, columns]
+        hidden = ~mask[:, :, rows, columns]
+        block = block.expand(len(hidden), -1, -1, -1).contiguous()
     # The lowest finite number, not -inf: a row of padding sees nothing, and -inf alone makes NaN.
-    return torch.where(seen, block.to(dtype), torch.finfo(dtype).min)
+    return block.masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 def sdpa_attention(

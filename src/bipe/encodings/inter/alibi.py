@@ -30,14 +30,21 @@ class AlibiBias(Bias):
     """`-slope * (query segment - key segment)`, from integer distances in float32."""
 
     def __init__(self, slopes: Tensor, query_segment: Tensor, key_segment: Tensor) -> None:
+        if _rows_agree(query_segment) and _rows_agree(key_segment):
+            query_segment, key_segment = query_segment[:1], key_segment[:1]
         self.slopes, self.query_segment, self.key_segment = slopes, query_segment, key_segment
 
     def block(self, rows: slice, columns: slice) -> Tensor:
-        distance = self.query_segment[:, None, rows, None] - self.key_segment[:, None, None, columns]
-        return -self.slopes[None, :, None, None] * distance.float()
+        distance = self.key_segment[:, None, None, columns] - self.query_segment[:, None, rows, None]
+        return self.slopes[None, :, None, None] * distance.float()
 
     def reach(self, nats: float) -> Tensor:
         return torch.floor(nats / self.slopes)
+
+
+def _rows_agree(segment: Tensor) -> bool:
+    """Whether all rows of the batch have equal positions, as plain tokens without padding have."""
+    return not torch.compiler.is_compiling() and bool((segment == segment[:1]).all())
 
 
 class Alibi(InterEncoding):
