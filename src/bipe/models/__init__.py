@@ -1,7 +1,13 @@
-"""The model and its configuration."""
+"""The model and its configuration; importing this registers both with transformers' Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration import BipeConfig
 from .modeling import BipeForCausalLM, BipeModel
 from .schemes import SCHEMES, Scheme
+
+AutoConfig.register(BipeConfig.model_type, BipeConfig)
+AutoModel.register(BipeConfig, BipeModel)
+AutoModelForCausalLM.register(BipeConfig, BipeForCausalLM)
 
 __all__ = ["SCHEMES", "BipeConfig", "BipeForCausalLM", "BipeModel", "Scheme"]

@@ -1,0 +1,18 @@
+# The scripts do the work; each first makes the virtual environment (.venv) where it is missing or out of date.
+.PHONY: demo test check test-browser clean
+
+demo: ## compare the encodings on text that Python ships, about ten minutes on two cores
+	@scripts/demo
+
+test: ## the whole suite
+	@scripts/test
+
+check: ## lint, format, types, import contract
+	@scripts/check
+
+test-browser: ## the report in a headless Chromium (Debian: apt-get install chromium)
+	@scripts/test -m browser
+
+clean: ## the environment, the demo's run and every cache
+	rm -rf .venv runs/demo dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	find . -name __pycache__ -prune -exec rm -rf {} +

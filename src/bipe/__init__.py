@@ -1,0 +1,25 @@
+"""Bilevel positional encoding (He et al. 2024, arXiv:2401.16421) for decoder-only language models.
+
+Importing this package also registers its model with transformers' Auto classes.
+"""
+
+from bipe.evaluation.base import Score
+from bipe.evaluation.length_curve import length_curve
+from bipe.models import SCHEMES, BipeConfig, BipeForCausalLM, BipeModel
+from bipe.positions import BilevelPositions, bilevel_positions
+from bipe.segmentation import EveryToken, FixedLength, Never, TokenSet
+
+__all__ = [
+    "SCHEMES",
+    "BilevelPositions",
+    "BipeConfig",
+    "BipeForCausalLM",
+    "BipeModel",
+    "EveryToken",
+    "FixedLength",
+    "Never",
+    "Score",
+    "TokenSet",
+    "bilevel_positions",
+    "length_curve",
+]

@@ -1,0 +1,81 @@
+"""A trained model with its tokenizer, read from a folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is needed to use a trained model on text.
+
+    Attributes:
+        directory: where it was read from.
+        model: in eval mode, on a GPU where there is one.
+        tokenizer: turns text into the model's ids.
+    """
+
+    directory: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_checkpoint(directory: str | Path) -> Checkpoint:
+    """Read a model and its tokenizer from a folder that `bipe train` or `save_pretrained` wrote.
+
+    Args:
+        directory: holds `config.json`, `model.safetensors` and the tokenizer's files.
+
+    Raises:
+        ValueError: a file is missing or broken, or the weights are not those of the configuration.
+    """
+    directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{directory} is no folder of a model: it has no config.json.")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory, output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{directory} could not be read as a model with its tokenizer: {reason}") from error
+    for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[name]:
+            first = sorted(map(str, report[name]))[0]
+            raise ValueError(f"The weights in {directory} are not those of its config.json: {name.split('_')[0]} {first}.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Checkpoint(directory, model.to(device).eval(), tokenizer)
+
+
+def complete(checkpoint: Checkpoint, prompt: str, *, max_new_tokens: int = 100, temperature: float = 0.0) -> str:
+    """The prompt with what the model writes after it.
+
+    Args:
+        checkpoint: the model and its tokenizer.
+        prompt: text, of at least one token.
+        max_new_tokens: at most so many tokens are written; the end-of-text token ends earlier.
+        temperature: 0 takes the likeliest token each time; above, tokens are sampled from the tempered distribution.
+
+    Raises:
+        ValueError: the prompt has no token, or a number is out of range.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"The number of new tokens must be at least 1; got {max_new_tokens}.")
+    if temperature < 0:
+        raise ValueError(f"The temperature must be at least 0; got {temperature}.")
+    inputs = checkpoint.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(checkpoint.model.device)
+    if inputs["input_ids"].numel() == 0:
+        raise ValueError("The prompt is empty; give it at least one character.")
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    pad = checkpoint.tokenizer.pad_token_id
+    ids = checkpoint.model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=checkpoint.tokenizer.eos_token_id if pad is None else pad,
+        **sampling,
+    )
+    return checkpoint.tokenizer.decode(ids[0], skip_special_tokens=True)

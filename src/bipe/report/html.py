@@ -1,0 +1,317 @@
+"""The page and the Markdown summary of a run folder."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from bipe.report import plots, tables
+from bipe.report.palette import Style, scheme_styles, theme_css
+from bipe.report.records import read_records
+from bipe.report.rendering import figure_svg
+from bipe.report.tables import Cell, Table
+
+Record = Mapping[str, Any]
+
+# Below this many windows an interval is itself too uncertain to lean on (DESIGN: protocol same_targets).
+_ENOUGH_WINDOWS = 256
+_PROTOCOL_TITLES = {
+    "same_targets": "The same tokens, read with more and more context",
+    "blocks": "Consecutive blocks",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds, as far as the run has come.
+
+    Attributes:
+        scores, differences: rows of the files of that name.
+        settings, environment, segments: the JSON files of that name, empty where missing.
+        histories: rows of `history.jsonl` by (scheme, seed).
+    """
+
+    scores: list[dict[str, Any]]
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    segments: dict[str, Any] = field(default_factory=dict)
+    histories: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def schemes(self) -> list[str]:
+        """The planned schemes, then any other that was measured."""
+        return list(
+            dict.fromkeys([*self.settings.get("schemes", []), *(row["scheme"] for row in self.scores)])
+        )
+
+    @property
+    def seeds(self) -> list[int]:
+        """The planned seeds and any other that was measured, rising."""
+        return sorted({*self.settings.get("seeds", []), *(row["seed"] for row in self.scores)})
+
+    @property
+    def lengths(self) -> list[int]:
+        """The planned lengths and any other that was measured, rising."""
+        return sorted({*self.settings.get("lengths", []), *(row["length"] for row in self.scores)})
+
+    @property
+    def protocols(self) -> list[str]:
+        """The protocols that have a perplexity, in the order measured."""
+        return list(dict.fromkeys(row["protocol"] for row in self.scores if row["metric"] == "perplexity"))
+
+    @property
+    def train_length(self) -> int:
+        """The trained length in tokens; the shortest tested one where the settings are missing."""
+        return self.settings.get("train_length") or self.lengths[0]
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `summary.md` and `report.html` into a run folder, finished or not, and return the page's path.
+
+    Args:
+        run_dir: the folder that `bipe compare` fills.
+
+    Raises:
+        ValueError: the folder has no perplexity yet, or one of its files is broken.
+    """
+    folder = Path(run_dir)
+    run = read_run(folder)
+    context = _context(run)
+    environment = Environment(
+        loader=PackageLoader("bipe.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["markdown"] = tables.markdown_table
+    environment.filters["plain"] = tables.plain
+    summary, page = folder / "summary.md", folder / "report.html"
+    summary.write_text(environment.get_template("summary.md").render(context), encoding="utf-8")
+    page.write_text(environment.get_template("report.html").render(context | _charts(run)), encoding="utf-8")
+    return page
+
+
+def read_run(folder: Path) -> Run:
+    """Read what a run folder holds.
+
+    Raises:
+        ValueError: there is no perplexity in `scores.jsonl`, or a file is broken.
+    """
+    scores = read_records(folder / "scores.jsonl")
+    if not any(row["metric"] == "perplexity" for row in scores):
+        raise ValueError(
+            f"{folder} holds no perplexity in scores.jsonl. Give the --out folder of `bipe compare`."
+        )
+    run = Run(
+        scores=scores,
+        differences=read_records(folder / "differences.jsonl"),
+        settings=_read_json(folder / "settings.json"),
+        environment=_read_json(folder / "environment.json"),
+        segments=_read_json(folder / "segments.json"),
+    )
+    for scheme in run.schemes:
+        for seed in run.seeds:
+            run.histories[scheme, seed] = read_records(folder / "runs" / f"{scheme}-{seed}" / "history.jsonl")
+    return run
+
+
+def missing_runs(run: Run) -> list[str]:
+    """Say which planned runs have no perplexity, or not at every planned length of every planned protocol."""
+    measured = {
+        (row["scheme"], row["seed"], row["protocol"], row["length"])
+        for row in run.scores
+        if row["metric"] == "perplexity"
+    }
+    planned = [
+        (protocol, length)
+        for protocol in run.settings.get("protocols", run.protocols)
+        for length in run.settings.get("lengths", [])
+    ]
+    found: list[str] = []
+    for scheme in run.settings.get("schemes", []):
+        for seed in run.settings.get("seeds", []):
+            absent = [key for key in planned if (scheme, seed, *key) not in measured]
+            if absent and len(absent) == len(planned):
+                found.append(f"{scheme}, seed {seed}: no perplexity yet")
+            elif absent:
+                found.append(
+                    f"{scheme}, seed {seed}: no perplexity for " + ", ".join(f"{p} at {n}" for p, n in absent)
+                )
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file ({error}). Repair or delete it.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object. Repair or delete it.")
+    return content
+
+
+def _context(run: Run) -> dict[str, Any]:
+    """What both templates show: plain values and tables, no charts."""
+    missing = missing_runs(run)
+    planned = len(run.settings.get("schemes", [])) * len(run.settings.get("seeds", []))
+    rates = run.settings.get("learning_rates", {})
+    main = run.protocols[0]
+    return {
+        "run": run,
+        "missing": missing,
+        "finished": planned - len(missing),
+        "planned": planned,
+        "notes": [*run.settings.get("notes", []), *_few_windows(run)],
+        "titles": _PROTOCOL_TITLES,
+        "overview": tables.overview_table(run.scores, main),
+        "main_protocol": main,
+        "score_tables": {
+            protocol: tables.score_table(run.scores, protocol, rates) for protocol in run.protocols
+        },
+        "differences": _difference_tables(run),
+        "sweep": tables.sweep_table(run.settings.get("sweep", []), rates),
+        "segment_table": tables.segment_table(run.segments) if run.segments.get("lengths") else None,
+        "facts": _facts(run),
+    }
+
+
+def _few_windows(run: Run) -> list[str]:
+    fewest = min(
+        (row["windows"] for row in run.scores if row["protocol"] == "same_targets"), default=_ENOUGH_WINDOWS
+    )
+    if fewest >= _ENOUGH_WINDOWS:
+        return []
+    return [
+        f"Only {fewest} windows were scored; below {_ENOUGH_WINDOWS} the intervals are not to be relied on."
+    ]
+
+
+def _difference_tables(run: Run) -> list[tuple[str, str, Table]]:
+    """(metric, protocol, table) of every kind of paired difference that was measured."""
+    kinds = dict.fromkeys((row["metric"], row["protocol"]) for row in run.differences)
+    ordered = sorted(kinds, key=lambda kind: (kind[1] != "same_targets", kind[0] != "log_perplexity_growth"))
+    return [(*kind, tables.difference_table(run.differences, *kind)) for kind in ordered]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """The settings as pairs of name and text, without those shown elsewhere."""
+    settings, data, tokenizer = run.settings, run.settings.get("data", {}), run.settings.get("tokenizer", {})
+    facts: list[tuple[str, str]] = [("trained length", f"{run.train_length:,} tokens")]
+    facts.append(("tested lengths", ", ".join(f"{length:,}" for length in run.lengths)))
+    facts.append(("schemes", ", ".join(run.schemes)))
+    facts.append(("seeds", ", ".join(map(str, run.seeds))))
+    if "steps" in settings:
+        facts.append(("training steps", f"{settings['steps']:,}"))
+    if "rule" in settings:
+        facts.append(("segmentation rule", str(settings["rule"])))
+    if tokenizer:
+        facts.append(
+            ("tokenizer", f"{tokenizer.get('kind', '?')}, {tokenizer.get('vocab_size', 0):,} tokens")
+        )
+    for part in ("train", "test"):
+        if data.get(part):
+            documents, tokens = data.get(f"{part}_documents", 0), data.get(f"{part}_tokens", 0)
+            size = f"{documents:,} document{'' if documents == 1 else 's'}, {tokens:,} tokens"
+            facts.append((f"{part} text", f"{_listing(data[part])} ({size})"))
+    if settings.get("model"):
+        facts.append(("model", ", ".join(f"{name} {value}" for name, value in settings["model"].items())))
+    return facts
+
+
+def _listing(names: str | Sequence[str], limit: int = 8) -> str:
+    names = [names] if isinstance(names, str) else names
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart in the two shapes between which the page's width decides."""
+
+    wide: Markup
+    narrow: Markup
+
+
+def _chart(name: str, label: str, draw: Callable[..., Figure]) -> Chart:
+    """Draw both shapes. matplotlib escapes all text in its SVG, so the result is markup."""
+    wide, narrow = (
+        Markup(figure_svg(draw(shape=shape), f"{name}-{shape}", label)) for shape in ("wide", "narrow")
+    )
+    return Chart(wide, narrow)
+
+
+def _charts(run: Run) -> dict[str, Any]:
+    """What only the page shows: the charts, and how schemes and tables look in it."""
+    styles = scheme_styles(run.schemes)
+    curves = {protocol: _length_charts(run, protocol, styles) for protocol in run.protocols}
+    convergence = segments = None
+    if any("validation_perplexity" in row for rows in run.histories.values() for row in rows):
+        draw = partial(plots.convergence_figure, run.histories, styles=styles)
+        convergence = _chart("convergence", _convergence_label(run), draw)
+    if run.segments.get("lengths"):
+        label = (
+            "Line chart of the share of segments by their tokens, a line a text length; key numbers below."
+        )
+        segments = _chart("segments", label, partial(plots.segment_histogram_figure, run.segments))
+    return {
+        "curves": curves,
+        "convergence": convergence,
+        "segment_chart": segments,
+        "roles": {scheme: style.role for scheme, style in styles.items()},
+        "theme": Markup(theme_css()),
+        "groups": row_groups,
+        "numeric": numeric_columns,
+    }
+
+
+def _length_charts(run: Run, protocol: str, styles: Mapping[str, Style]) -> list[Chart]:
+    settings = {
+        "scores": run.scores,
+        "protocol": protocol,
+        "train_length": run.train_length,
+        "styles": styles,
+    }
+    curves = plots.perplexity_curves(run.scores, protocol)
+    ends = [
+        f"{scheme} seed {seed}: {tables.number(curve[0]['value'])} at {curve[0]['length']}, "
+        f"{tables.number(curve[-1]['value'])} at {curve[-1]['length']}"
+        for (scheme, seed), curve in curves.items()
+    ]
+    label = f"Line chart of perplexity against text length, protocol {protocol}. {'; '.join(ends)}."
+    charts = [_chart(f"curve-{protocol}", label, partial(plots.length_curve_figure, **settings))]
+    if len({scheme for scheme, _ in curves}) > 1:
+        label = (
+            f"The same curves of protocol {protocol}, one small chart a scheme, close to its truncation line."
+        )
+        charts.append(_chart(f"panels-{protocol}", label, partial(plots.scheme_panels_figure, **settings)))
+    return charts
+
+
+def _convergence_label(run: Run) -> str:
+    ends = [
+        f"{scheme} seed {seed}: {tables.number(found[-1])}"
+        for (scheme, seed), rows in run.histories.items()
+        if (found := [row["validation_perplexity"] for row in rows if "validation_perplexity" in row])
+    ]
+    return f"Line chart of validation perplexity against training steps. At the end: {'; '.join(ends)}."
+
+
+def row_groups(table: Table) -> list[list[list[Cell]]]:
+    """Gather neighbouring rows of the same first cell, which the page then writes once."""
+    return [list(rows) for _, rows in groupby(table.rows, key=lambda row: row[0])]
+
+
+def numeric_columns(table: Table) -> list[bool]:
+    """Say of each column whether all its cells are numbers or dashes, which are set flush right."""
+    return [all(row[n].text[:1] in "0123456789+-–<" for row in table.rows) for n in range(len(table.header))]

@@ -1,0 +1,240 @@
+"""Segments made visible: each token with its segment and its offset, in the terminal and on a page."""
+
+import codecs
+import html
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bipe.data.documents import Document
+from bipe.data.tokens import encode
+from bipe.positions import bilevel_positions
+from bipe.report.palette import theme_css
+from bipe.segmentation.base import Segmenter
+from bipe.segmentation.statistics import SegmentStatistics
+from bipe.vocabulary import token_texts
+
+LINE_BREAK = "⏎"
+_STYLES = ("cyan", "yellow")
+_STATISTICS_HEADER = ("text length", "segments", "mean", "median", "99 %", "longest")
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{head}
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+_LEGEND = """<p class="note">The number before a segment is its index,
+the one under a token its offset in the segment.</p>
+<input type="checkbox" id="offsets" checked><label for="offsets"> Show offsets</label>"""
+_CSS = """
+:root { color-scheme: light dark; }
+body { margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--ground); color: var(--ink);
+  font: 1rem/1.7 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.4rem; line-height: 1.3; }
+h2 { font-size: 1.1rem; }
+.note, label, caption { color: var(--muted); font-size: 0.9rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.1rem 0.5rem; border-bottom: 1px solid var(--grid); text-align: right; }
+.text { white-space: pre-wrap; }
+.segment { color: var(--series-1); }
+.segment:nth-of-type(even) { color: var(--series-2); }
+.segment::before { content: attr(data-segment); margin: 0 0.2em 0 0.3em; padding: 0 0.3em;
+  border-radius: 0.3em; background: var(--grid); color: var(--ink); font-size: 0.7em; font-weight: 600; }
+.segment i { font-style: normal; }
+#offsets:checked ~ .text i { display: inline-flex; flex-direction: column; vertical-align: top;
+  line-height: 1.4; }
+#offsets:checked ~ .text i::after { content: attr(data-offset); color: var(--muted); font-size: 0.6rem;
+  line-height: 1; text-align: center; border-top: 1px solid var(--grid); margin-bottom: 0.3rem; }
+"""
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """One segment of a document; token k of it has offset k."""
+
+    document: str
+    """Name of the document."""
+    segment: int
+    """Index of the segment in the document."""
+    start: int
+    """Index in the document of the segment's first token."""
+    pieces: tuple[str, ...]
+    """The text of each token; a character spread over several tokens stands at the last of them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return document, segment, first token, the token after the last, their number and the text."""
+        tokens = len(self.pieces)
+        return {
+            "document": self.document,
+            "segment": self.segment,
+            "start": self.start,
+            "end": self.start + tokens,
+            "tokens": tokens,
+            "text": "".join(self.pieces),
+        }
+
+
+def segment_rows(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter
+) -> Iterator[SegmentRow]:
+    """Yield the segments of each document, at the positions that a model gets.
+
+    >>> from bipe.data.tokens import train_tokenizer
+    >>> from bipe.segmentation.token_set import TokenSet
+    >>> tokenizer = train_tokenizer(["."], 257)
+    >>> rows = segment_rows([Document("a", "No. Yes.")], tokenizer, TokenSet.from_tokenizer(tokenizer))
+    >>> [(row.segment, row.start, "".join(row.pieces)) for row in rows]
+    [(0, 0, 'No.'), (1, 3, ' Yes.')]
+    """
+    texts = token_texts(tokenizer)
+    for document in documents:
+        ids = encode([document], tokenizer)[0]
+        if not len(ids):
+            continue
+        pieces = _pieces(ids, tokenizer, texts)
+        positions = bilevel_positions(segmenter(ids[None]))
+        starts = (positions.offset[0] == 0).nonzero().flatten().tolist()
+        for segment, (start, end) in enumerate(zip(starts, [*starts[1:], len(ids)], strict=True)):
+            yield SegmentRow(document.name, segment, start, tuple(pieces[start:end]))
+
+
+def segments_text(rows: Iterable[SegmentRow]) -> Text:
+    r"""Return a line for each segment for the terminal: index, offsets, and the text in alternating colours.
+
+    Every second token is underlined; line breaks show as `⏎`, other control characters as their symbols.
+
+    >>> print(segments_text([SegmentRow("a.txt", 3, 17, ("The", " end", ".", "\n"))]))
+    (3, 0-3) The end.⏎
+    <BLANKLINE>
+    """
+    text = Text()
+    for row in rows:
+        last = f"-{len(row.pieces) - 1}" if len(row.pieces) > 1 else ""
+        text.append(f"({row.segment}, 0{last}) ", style="dim")
+        for offset, piece in enumerate(row.pieces):
+            underline = " underline" if offset % 2 else ""
+            text.append(_visible(piece), style=_STYLES[row.segment % 2] + underline)
+        text.append("\n")
+    return text
+
+
+def statistics_table(statistics: Mapping[int, SegmentStatistics]) -> Table:
+    """Return a row for each text length: number of segments and the distribution of tokens per segment."""
+    table = Table(title="Tokens per segment")
+    for header in _STATISTICS_HEADER:
+        table.add_column(header, justify="right")
+    for cells in _statistics_cells(statistics):
+        table.add_row(*cells)
+    return table
+
+
+def segments_html(
+    rows: Iterable[SegmentRow],
+    *,
+    title: str,
+    statistics: Mapping[int, SegmentStatistics] | None = None,
+    token_limit: int = 20_000,
+) -> str:
+    """Return a self-contained page: segments in two colours, each token with its offset in small type.
+
+    Args:
+        rows: the segments, document by document.
+        title: heading of the page, plain text.
+        statistics: by text length; adds their table.
+        token_limit: tokens shown; the page says so where it leaves any out.
+    """
+    shown, left_out = _limited(rows, token_limit)
+    body = [f"<h1>{html.escape(title)}</h1>", _LEGEND]
+    if statistics:
+        body.append(_html_table(statistics))
+    if left_out:
+        body.append(
+            f'<p class="note">Only the first segments are shown, {left_out:,} tokens are left out.</p>'
+        )
+    body += _html_documents(shown)
+    head = f"<title>{html.escape(title)}</title><style>{theme_css()}{_CSS}</style>"
+    return _PAGE.format(head=head, body="\n".join(body))
+
+
+def _pieces(ids: Tensor, tokenizer: PreTrainedTokenizerBase, texts: Sequence[bytes | None]) -> list[str]:
+    """Return the text of each token; parts of a character are held back until it is whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    splits_at_spaces = not any(b" " in text for text in texts if text)
+    pieces: list[str] = []
+    for index in ids.tolist():
+        text, token = texts[index], str(tokenizer.convert_ids_to_tokens(index))
+        if text is None:
+            pieces.append(decoder.decode(b"", final=True) + token)
+            decoder.reset()
+        else:
+            # A vocabulary without spaces marks what continues a word, so the other tokens begin one.
+            begins_word = splits_at_spaces and pieces and token.encode() == text
+            pieces.append(" " * bool(begins_word) + decoder.decode(text))
+    pieces[-1] += decoder.decode(b"", final=True)
+    return pieces
+
+
+def _visible(text: str) -> str:
+    """Show control characters as symbols, so that a text can neither command a terminal nor break a page."""
+    return "".join(_symbol(c) if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def _symbol(control: str) -> str:
+    if control == "\n":
+        return LINE_BREAK
+    return chr(0x2400 + ord(control)) if control < "\x20" else "\N{REPLACEMENT CHARACTER}"
+
+
+def _limited(rows: Iterable[SegmentRow], token_limit: int) -> tuple[list[SegmentRow], int]:
+    """Return the first rows of at most so many tokens, and the number of tokens in the others."""
+    shown: list[SegmentRow] = []
+    taken = left_out = 0
+    for row in rows:
+        taken += len(row.pieces)
+        if taken <= token_limit:
+            shown.append(row)
+        else:
+            left_out += len(row.pieces)
+    return shown, left_out
+
+
+def _html_documents(rows: Sequence[SegmentRow]) -> Iterator[str]:
+    for document, group in groupby(rows, key=lambda row: row.document):
+        segments = "".join(_html_segment(row) for row in group)
+        yield f'<h2>{html.escape(document)}</h2>\n<p class="text">{segments}</p>'
+
+
+def _html_segment(row: SegmentRow) -> str:
+    tokens = "".join(_html_token(offset, piece) for offset, piece in enumerate(row.pieces))
+    return f'<span class="segment" data-segment="{row.segment}">{tokens}</span>'
+
+
+def _html_token(offset: int, piece: str) -> str:
+    line_end = "<br>" if "\n" in piece else ""
+    return f'<i data-offset="{offset}">{html.escape(_visible(piece))}</i>{line_end}'
+
+
+def _statistics_cells(statistics: Mapping[int, SegmentStatistics]) -> Iterator[tuple[str, ...]]:
+    for length, row in statistics.items():
+        yield f"{length:,}", f"{row.segments:,}", f"{row.mean:.1f}", f"{row.p50}", f"{row.p99}", f"{row.max}"
+
+
+def _html_table(statistics: Mapping[int, SegmentStatistics]) -> str:
+    header = "".join(f"<th>{cell}</th>" for cell in _STATISTICS_HEADER)
+    rows = (
+        f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells in _statistics_cells(statistics)
+    )
+    return f"<table><caption>Tokens per segment</caption><tr>{header}</tr>{''.join(rows)}</table>"

@@ -1,0 +1,38 @@
+"""Segments of equal length, whatever the tokens are."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FixedLength:
+    """Ends a segment at every n-th token of a document.
+
+    >>> FixedLength(2)(torch.tensor([[5, 6, 7, 8, 9]])).tolist()
+    [[False, True, False, True, False]]
+
+    Args:
+        n: tokens in a segment, at least 1.
+
+    Raises:
+        ValueError: `n` is no whole number of at least 1.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
+            raise ValueError(f"A fixed segment length is a whole number of at least 1 token; got {self.n!r}.")
+
+    def __call__(self, token_ids: Tensor, token_index: Tensor | None = None) -> Tensor:
+        """Return `is_end`, counted from each document's first token; arguments as in `Segmenter`."""
+        if token_index is None:
+            token_index = torch.arange(token_ids.shape[-1], device=token_ids.device).expand_as(token_ids)
+        return (token_index + 1) % self.n == 0
+
+    def to_spec(self) -> dict[str, Any]:
+        """Return `{"type": "fixed_length", "n": n}`."""
+        return {"type": "fixed_length", "n": self.n}

@@ -1,0 +1,18 @@
+"""Training: recipes, and the runs that they describe."""
+
+from .recipe import DataSettings, ModelSettings, Recipe, TrainingSettings, dump_recipe, load_recipe, parse_overrides
+from .train import TrainedModel, load_run, train_model, train_recipe
+
+__all__ = [
+    "DataSettings",
+    "ModelSettings",
+    "Recipe",
+    "TrainedModel",
+    "TrainingSettings",
+    "dump_recipe",
+    "load_recipe",
+    "load_run",
+    "parse_overrides",
+    "train_model",
+    "train_recipe",
+]

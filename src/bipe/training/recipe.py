@@ -1,0 +1,271 @@
+"""Recipes: everything that decides a training run, as a YAML file that is checked before anything starts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+Size = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Sources = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class Settings(BaseModel):
+    """A group of settings: unknown names are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataSettings(Settings):
+    """The text, and how it becomes blocks of tokens."""
+
+    train: Sources
+    """Where the training text comes from: files, folders, globs, `hf:NAME[:config][:split]` or `stdlib`."""
+    validation: Sources | None = None
+    """Where the validation text comes from; null holds out the last twentieth of each training document's tokens."""
+    max_documents: Size | None = None
+    """The largest number of documents read from each source; null reads everything."""
+    tokenizer: str | None = None
+    """A tokenizer's folder, or its name on the hub; null trains a byte-level BPE on the training text."""
+    vocab_size: int = Field(default=4096, ge=257, le=2**20)
+    """Tokens of a vocabulary trained here; a tokenizer that is loaded brings its own."""
+    train_length: int = Field(default=128, ge=2, le=2**20)
+    """Tokens in a training block."""
+
+
+class ModelSettings(Settings):
+    """The size of the model; which encodings it has follows from the scheme."""
+
+    hidden_size: Size = 192
+    """Width of the model, a multiple of num_attention_heads."""
+    num_hidden_layers: Size = 4
+    """Number of decoder layers."""
+    num_attention_heads: Size = 8
+    """Number of attention heads."""
+    num_key_value_heads: Size | None = None
+    """Number of key and value heads, a divisor of num_attention_heads; null for as many as attention heads."""
+    intermediate_size: Size = 512
+    """Width of the feed-forward layers."""
+    max_offset: Size | None = None
+    """Rows of a learned table of offsets; null for as many as a training block has tokens."""
+    tie_word_embeddings: bool = False
+    """Whether the output layer uses the embedding's weights."""
+    attention_dropout: Probability = 0.0
+    """Share of attention weights dropped in training."""
+    rms_norm_eps: float = Field(default=1e-5, gt=0, lt=1)
+    """The small number that keeps RMSNorm from dividing by zero."""
+    initializer_range: float = Field(default=0.02, gt=0, le=10)
+    """Standard deviation of the initial weights."""
+    segmenter: dict[str, Any] | None = None
+    """What ends a segment, as in the model's config; null for the scheme's."""
+    intra: dict[str, Any] | None = None
+    """The encoding inside segments, as in the model's config; null for the scheme's."""
+    inter: dict[str, Any] | None = None
+    """The encoding between segments, as in the model's config; null for the scheme's."""
+
+
+class TrainingSettings(Settings):
+    """The optimisation, and how often it reports and saves.
+
+    >>> TrainingSettings(steps=100, learning_rate=3e-3).batch_size
+    16
+    """
+
+    steps: int = Field(ge=1, le=10**9)
+    """Optimizer steps."""
+    batch_size: int = Field(default=16, ge=1, le=2**20)
+    """Blocks in a forward and backward pass, on each device."""
+    gradient_accumulation: int = Field(default=1, ge=1, le=2**20)
+    """Passes whose gradients are added up in a step."""
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    """The highest learning rate, reached after the warm-up."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to zero after the warm-up."""
+    schedule_steps: int | None = Field(default=None, ge=1, le=10**9)
+    """Step at which the learning rate reaches zero, where the run stops before; null for `steps`."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.01, ge=0, le=10)
+    """AdamW's weight decay, of matrices only."""
+    adam_betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    adam_epsilon: float = Field(default=1e-8, gt=0, lt=1)
+    """AdamW's small number."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient's norm is clipped here."""
+    bf16: bool = False
+    """Whether matrices multiply in bfloat16 (autocast; weights and optimizer stay float32)."""
+    gradient_checkpointing: bool = False
+    """Whether layers run again in the backward pass, to save memory."""
+    log_every: Size | None = None
+    """Steps between rows of the history; null for a hundredth of the run, at most 100."""
+    evaluate_every: Size | None = None
+    """Steps between validations; null for the end only, where there always is one."""
+    checkpoint_every: Size | None = 500
+    """Steps between checkpoints; null for none but the one that Ctrl-C leaves."""
+    keep_checkpoints: Size = 2
+    """Number of checkpoints kept while the run lasts; a finished run keeps its weights only."""
+    tensorboard: bool = False
+    """Whether to write events for TensorBoard beside the weights."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "TrainingSettings":
+        end = self.schedule_steps or self.steps
+        if end < self.steps:
+            raise ValueError(f"schedule_steps must be at least steps, {self.steps}; got {end}.")
+        if self.warmup_steps >= end:
+            raise ValueError(f"warmup_steps must be below the {end} steps of the schedule; got {self.warmup_steps}.")
+        return self
+
+
+class Recipe(Settings):
+    """All that decides a training run.
+
+    >>> recipe = Recipe(scheme="bipe-rope", data={"train": "stdlib"}, training={"steps": 10})
+    >>> recipe.data.train, recipe.model.num_attention_heads
+    (['stdlib'], 8)
+    """
+
+    scheme: str
+    """The positional scheme, a key of `bipe.SCHEMES`."""
+    rule: str = "paper"
+    """The rule by which tokens end a segment: paper, sentence, line or released."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides initial weights, data order and dropout."""
+    data: DataSettings
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    training: TrainingSettings
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read a recipe and set single values of it.
+
+    Args:
+        path: the YAML file.
+        overrides: values by name, as typed on a command line: `training.steps` or, where only one group has such a
+            setting, `steps`. `null` stands for no value; lists and dictionaries are written `[a, b]` and `{type: rope}`.
+
+    Raises:
+        ValueError: the file is no YAML mapping, a name is unknown or stands for several settings, or a value is of a
+            wrong type or out of range; one line that names each such setting.
+    """
+    values = _read_mapping(Path(path))
+    for name, text in (overrides or {}).items():
+        *groups, leaf = _setting(name).split(".")
+        group = values
+        for key in groups:
+            group = group[key] = dict(group.get(key) or {})
+        group[leaf] = _parse_value(text)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_describe(error)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every setting with its value."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """Read `--name value` and `--name=value` pairs.
+
+    >>> parse_overrides(["--training.steps", "100", "--batch-size=4"])
+    {'training.steps': '100', 'batch_size': '4'}
+
+    Raises:
+        ValueError: an argument is no `--name`, or has no value.
+    """
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or len(name) == 2:
+            raise ValueError(f"Settings are given as --name value; got {name!r}.")
+        if not equals and not rest:
+            raise ValueError(f"The setting {name} has no value; write {name} VALUE.")
+        overrides[name[2:].replace("-", "_")] = value if equals else rest.pop(0)
+    return overrides
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The recipe {str(path)!r} cannot be read: {getattr(error, 'strerror', error)}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{place} is not YAML: {getattr(error, 'problem', None) or 'unreadable'}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping with {_names(Recipe)}; got {type(values).__name__}.")
+    return values
+
+
+def _setting(name: str) -> str:
+    """The dotted name of a setting given by its dotted or its last name."""
+    known = list(_dotted_names(Recipe))
+    if name in known:
+        return name
+    matches = [dotted for dotted in known if dotted.rpartition(".")[2] == name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ValueError(f"The setting {name!r} stands for several; write one of: {', '.join(matches)}.")
+    raise ValueError(f"Unknown setting {name!r}. Choose one of: {', '.join(known)}.")
+
+
+def _dotted_names(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _dotted_names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _parse_value(text: str) -> Any:
+    """Numbers and words stay text, which pydantic turns into the setting's own type."""
+    if text in ("null", "none", "None"):
+        return None
+    if text[:1] not in ("[", "{"):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{text!r} is no list or dictionary in YAML.") from None
+
+
+def _describe(error: ValidationError) -> str:
+    return "; ".join(_describe_one(dict(one)) for one in error.errors(include_url=False))
+
+
+def _describe_one(one: Mapping[str, Any]) -> str:
+    keys = [str(key) for key in one["loc"]]
+    name = ".".join(keys) or "the recipe"
+    if one["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}, choose one of: {_names(_group(keys[:-1]))}"
+    if one["type"] == "missing":
+        return f"the setting {name!r} is missing"
+    message = one["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{name}: {message}" if one["type"] == "value_error" else f"{name}: {message}, got {one['input']!r}"
+
+
+def _group(keys: Sequence[str]) -> type[BaseModel]:
+    group: type[BaseModel] = Recipe
+    for key in keys:
+        annotation = group.model_fields[key].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        group = annotation
+    return group
+
+
+def _names(settings: type[BaseModel]) -> str:
+    return ", ".join(settings.model_fields)

@@ -1,0 +1,138 @@
+"""A run's folder: whose it is, and whether the run is over."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from bipe.models import BipeConfig
+
+from .recipe import Recipe, TrainingSettings, load_recipe
+
+MARKER = "training.json"
+RECIPE = "recipe.yaml"
+BOOKKEEPING = frozenset({"checkpoint_every", "keep_checkpoints", "tensorboard"})
+"""Settings that may change between the parts of a run, as they do not change its outcome."""
+UNSTABLE_FIELDS = frozenset({"dtype", "max_trained_offset", "transformers_version", "use_cache"})
+"""Fields of a config that training or saving sets."""
+SAMPLED_BLOCKS = 256
+
+Identity = dict[str, Any]
+
+
+def identify(config: BipeConfig, blocks: Dataset[Any], settings: TrainingSettings, seed: int) -> Identity:
+    """All that decides the outcome of a run, as JSON values; of the text, a checksum over evenly spread blocks."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in UNSTABLE_FIELDS}
+    identity = {
+        "settings": settings.model_dump(mode="json", exclude=set(BOOKKEEPING)),
+        "config": fields,
+        "seed": seed,
+        "data": _sample_checksum(blocks),
+    }
+    return json.loads(json.dumps(identity))
+
+
+def claim(run: Path, identity: Identity, resume: bool) -> bool:
+    """Make `run` the folder of this run, or find it there; return whether the run is already finished.
+
+    Raises:
+        ValueError: the folder holds another run (the message names the first difference), a model that no run has
+            made, or this run where `resume` is false.
+    """
+    marker = read_marker(run)
+    if marker is None:
+        refuse_foreign_model(run)
+        run.mkdir(parents=True, exist_ok=True)
+        write_marker(run, identity, steps_done=0, finished=False)
+        return False
+    _refuse_difference(run, marker["identity"], identity, resume)
+    return bool(marker["finished"])
+
+
+def claim_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
+    """Refuse a folder that holds another recipe's run, before the text is read.
+
+    Raises:
+        ValueError: as `claim`.
+    """
+    refuse_foreign_model(run)
+    if not (run / MARKER).exists():
+        return
+    if not (run / RECIPE).exists():
+        raise ValueError(f"{run} holds a run without {RECIPE}, so another one. Choose another folder.")
+    there, here = (_outcome(one) for one in (load_recipe(run / RECIPE), recipe))
+    _refuse_difference(run, there, here, resume)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run in this folder has reached its last step."""
+    marker = read_marker(run)
+    return marker is not None and bool(marker["finished"])
+
+
+def refuse_foreign_model(run: Path) -> None:
+    """Raise where `run` holds a model, but no record of a run that made it."""
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file; a run needs a folder.")
+    for name in ("config.json", "model.safetensors"):
+        if (run / name).exists() and not (run / MARKER).exists():
+            raise ValueError(f"{run} holds a {name} but no {MARKER}, so no run of bipe made it. Choose another folder.")
+
+
+def read_marker(run: Path) -> dict[str, Any] | None:
+    """What `training.json` says of the run in this folder, None where there is none."""
+    path = run / MARKER
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is no JSON, so the run cannot be told. Delete the folder or choose another.") from None
+
+
+def write_marker(run: Path, identity: Identity, *, steps_done: int, finished: bool) -> None:
+    """Write `training.json` in one piece."""
+    text = json.dumps({"steps_done": steps_done, "finished": finished, "identity": identity}, indent=1)
+    draft = run / f"{MARKER}.{os.getpid()}"
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, run / MARKER)
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Name the first value in which two nested mappings differ, None where they agree.
+
+    >>> first_difference({"a": {"b": 1}}, {"a": {"b": 2}})
+    'a.b is 1 there and 2 here'
+    """
+    for name in sorted({*there, *here}):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if difference := first_difference(old, new, f"{prefix}{name}."):
+                return difference
+        elif old != new:
+            return f"{prefix}{name} is {old!r} there and {new!r} here"
+    return None
+
+
+def _refuse_difference(run: Path, there: Identity, here: Identity, resume: bool) -> None:
+    if difference := first_difference(there, here):
+        raise ValueError(f"{run} holds another run: {difference}. Choose another folder, or delete this one.")
+    if not resume:
+        raise ValueError(f"{run} already holds this run. Resume it, choose another folder, or delete this one.")
+
+
+def _outcome(recipe: Recipe) -> Identity:
+    values = recipe.model_dump(mode="json")
+    return {**values, "training": recipe.training.model_dump(mode="json", exclude=set(BOOKKEEPING))}
+
+
+def _sample_checksum(blocks: Any) -> dict[str, Any]:
+    count = len(blocks)
+    digest = hashlib.sha256()
+    for index in range(0, count, -(-count // SAMPLED_BLOCKS)):
+        digest.update(blocks[index]["input_ids"].numpy().tobytes())
+    return {"blocks": count, "length": len(blocks[0]["input_ids"]), "sha256": digest.hexdigest()}

@@ -1,0 +1,264 @@
+"""Training a model: on blocks of tokens, or from a recipe."""
+
+import copy
+import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+from bipe.data.documents import load_documents
+from bipe.data.packing import pack
+from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
+from bipe.models.configuration import BipeConfig
+from bipe.models.modeling import BipeForCausalLM, initialize_by_name
+from bipe.models.schemes import SCHEMES
+from bipe.registry import choose
+from bipe.segmentation import RULES, TokenSet, build_segmenter
+from bipe.segmentation.statistics import mean_tokens_per_segment
+
+from . import checkpoints
+from .environment import describe_environment
+from .history import HistoryRecorder, Progress, Row, keep_history_until, read_history
+from .interruption import Interruption
+from .progress import progress_line, quiet_transformers
+from .recipe import DataSettings, Recipe, TrainingSettings, dump_recipe
+from .run_folder import RECIPE, claim, claim_recipe, identify, is_finished, write_marker
+from .trainer import BlockTrainer, batches, run_order, training_arguments
+
+ENVIRONMENT = "environment.json"
+HELD_OUT = 20
+"""One in so many tokens of each training document is for validation where a recipe names no text for it."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a finished run leaves.
+
+    Attributes:
+        model: with its final weights, in evaluation mode.
+        history: rows of the run's `history.jsonl`.
+        directory: the run's folder; `from_pretrained` reads the model from it.
+    """
+
+    model: BipeForCausalLM
+    history: list[Row]
+    directory: Path
+
+
+@quiet_transformers()
+def train_model(
+    config: BipeConfig,
+    blocks: Dataset[Any],
+    validation_blocks: Dataset[Any] | None,
+    settings: TrainingSettings,
+    out_dir: str | Path,
+    *,
+    seed: int,
+    resume: bool = True,
+    on_progress: Progress | None = None,
+) -> TrainedModel:
+    """Train a model on blocks and leave it, with its history, in a folder.
+
+    The seed decides initial values (by parameter name), data order and dropout; none of the first two depends on the
+    encodings. A finished folder is loaded, an unfinished one resumed from its newest whole checkpoint, to the same
+    weights on a CPU as without the break. Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt.
+
+    Args:
+        config: of the model; the longest offset of the blocks is recorded in the model's copy of it.
+        blocks: the training blocks, as `bipe.data.pack` makes them.
+        validation_blocks: blocks to validate on, None for no validation.
+        settings: the optimisation.
+        out_dir: the run's folder.
+        seed: decides all that is random.
+        resume: whether the folder may already hold this run.
+        on_progress: gets each row of the history as it is written; None shows a line on a terminal.
+
+    Raises:
+        ValueError: the folder holds another run or a model of other origin, or the blocks do not fit the model.
+        RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
+        KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
+    """
+    run = Path(out_dir)
+    identity = identify(config, blocks, settings, seed)
+    if claim(run, identity, resume):
+        return load_run(run)
+    args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
+    model = _initial_model(config, blocks, settings, args)
+    if args.should_save:
+        shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
+        (run / ENVIRONMENT).write_text(json.dumps(describe_environment(), indent=1), encoding="utf-8")
+
+    interruption = Interruption()
+    with nullcontext(on_progress) if on_progress else progress_line(settings.steps) as on_row:
+        tokens_per_step = len(run_order(blocks, settings, args)) // settings.steps * len(_block(blocks))
+        history = HistoryRecorder(run, tokens_per_step, on_row, interruption.request)
+        trainer = BlockTrainer(
+            model,
+            args,
+            run=run,
+            settings=settings,
+            blocks=blocks,
+            validation_blocks=validation_blocks,
+            callbacks=[history, interruption, *_tensorboard(settings, run)],
+        )
+        _run(trainer, interruption)
+    if trainer.state.global_step == settings.steps:
+        _finish(trainer, model, use_cache=config.use_cache)
+        write_marker(run, identity, steps_done=settings.steps, finished=True)
+    if interruption.requested:
+        raise KeyboardInterrupt(f"Training stopped at step {trainer.state.global_step}; {run} can be resumed.")
+    return load_run(run)
+
+
+def train_recipe(
+    recipe: Recipe, out_dir: str | Path, *, resume: bool = True, on_progress: Progress | None = None
+) -> TrainedModel:
+    """Read the text of a recipe, make tokenizer and blocks of it, and train its model.
+
+    Beside what `train_model` leaves in the folder stand the tokenizer and `recipe.yaml`, the resolved recipe. Where the
+    recipe names no validation text, the last twentieth of each training document's tokens is held out for it.
+
+    Args:
+        recipe: everything that decides the run.
+        out_dir: the run's folder.
+        resume: whether the folder may already hold this run.
+        on_progress: gets each row of the history as it is written; None shows a line on a terminal.
+
+    Raises:
+        ValueError: a name in the recipe is unknown, the text cannot be used, or the folder holds another run.
+        RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
+        KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
+    """
+    run = Path(out_dir)
+    _check_names(recipe)
+    claim_recipe(run, recipe, resume)
+    if is_finished(run):
+        return load_run(run)
+    training, validation, tokenizer = _read_text(recipe.data)
+    config = _configure(recipe, tokenizer, training)
+    length, eos = recipe.data.train_length, tokenizer.eos_token_id
+    blocks = pack(training, length, eos, vocab_size=config.vocab_size)
+    validation_blocks = pack(validation, length, eos, vocab_size=config.vocab_size)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+    tokenizer.save_pretrained(run)
+    return train_model(
+        config,
+        blocks,
+        validation_blocks,
+        recipe.training,
+        run,
+        seed=recipe.seed,
+        resume=resume,
+        on_progress=on_progress,
+    )
+
+
+@quiet_transformers()
+def load_run(run: Path) -> TrainedModel:
+    """The model and the history of a finished run."""
+    model = BipeForCausalLM.from_pretrained(run)
+    return TrainedModel(model.to("cuda" if torch.cuda.is_available() else "cpu"), read_history(run), run)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse what would only fail after the text is read."""
+    choose("scheme", SCHEMES, recipe.scheme)
+    choose("rule", RULES, recipe.rule)
+    BipeConfig(vocab_size=recipe.data.vocab_size, **_sizes(recipe))
+
+
+def _read_text(data: DataSettings) -> tuple[list[Tensor], list[Tensor], PreTrainedTokenizerBase]:
+    """The token ids of the training and of the validation documents, and their tokenizer."""
+    documents = load_documents(data.train, limit=data.max_documents)
+    if data.tokenizer is None:
+        tokenizer = train_tokenizer((document.text for document in documents), data.vocab_size)
+    else:
+        tokenizer = load_tokenizer(data.tokenizer)
+    training = encode(documents, tokenizer)
+    if data.validation is not None:
+        return training, encode(load_documents(data.validation, limit=data.max_documents), tokenizer), tokenizer
+    cuts = [len(ids) - len(ids) // HELD_OUT for ids in training]
+    kept = [ids[:cut] for ids, cut in zip(training, cuts, strict=True)]
+    return kept, [ids[cut:] for ids, cut in zip(training, cuts, strict=True)], tokenizer
+
+
+def _configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: list[Tensor]) -> BipeConfig:
+    given = {name: getattr(recipe.model, name) for name in ("segmenter", "intra", "inter")}
+    fields = {**_sizes(recipe), **{name: spec for name, spec in given.items() if spec is not None}}
+    tokens_per_segment = None
+    if SCHEMES[recipe.scheme].inter.get("scale") == "auto":
+        spec = recipe.model.segmenter
+        segmenter = build_segmenter(spec) if spec else TokenSet.from_tokenizer(tokenizer, rule=recipe.rule)
+        tokens_per_segment = mean_tokens_per_segment(training, segmenter, cap=recipe.data.train_length)
+    return BipeConfig.from_scheme(
+        recipe.scheme,
+        tokenizer,
+        rule=recipe.rule,
+        max_offset=recipe.model.max_offset or recipe.data.train_length,
+        tokens_per_segment=tokens_per_segment,
+        **fields,
+    )
+
+
+def _sizes(recipe: Recipe) -> dict[str, Any]:
+    """The config fields that stand under the same name in the recipe."""
+    chosen = recipe.model.model_dump(exclude={"max_offset", "segmenter", "intra", "inter"})
+    return {**chosen, "max_position_embeddings": recipe.data.train_length}
+
+
+def _initial_model(
+    config: BipeConfig, blocks: Dataset[Any], settings: TrainingSettings, args: TrainingArguments
+) -> BipeForCausalLM:
+    model = BipeForCausalLM(copy.deepcopy(config))
+    initialize_by_name(model, args.seed)
+    model.config.max_trained_offset = _longest_offset(model, blocks, run_order(blocks, settings, args).drawn())
+    return model
+
+
+def _longest_offset(model: BipeForCausalLM, blocks: Dataset[Any], drawn: list[int]) -> int:
+    longest = 0
+    for batch in batches(blocks, drawn, 256, torch.device("cpu")):
+        positions = model.positions(batch["input_ids"], document_ids=batch.get("document_ids"))
+        longest = max(longest, int(positions.offset.max()))
+    return longest
+
+
+def _block(blocks: Any) -> Tensor:
+    return blocks[0]["input_ids"]
+
+
+def _tensorboard(settings: TrainingSettings, run: Path) -> list[TrainerCallback]:
+    if not settings.tensorboard:
+        return []
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tensorboard is not installed: pip install tensorboard, or set tensorboard to false.") from None
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(run / "tensorboard")))]
+
+
+def _run(trainer: BlockTrainer, interruption: Interruption) -> None:
+    checkpoint = checkpoints.newest_whole(trainer.run)
+    if trainer.args.should_save:
+        keep_history_until(trainer.run, checkpoints.step_of(checkpoint) if checkpoint else 0)
+    with interruption.on_ctrl_c():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _finish(trainer: BlockTrainer, model: BipeForCausalLM, use_cache: bool) -> None:
+    # Trainer has switched the cache off in the config, which every model loaded from the folder would inherit.
+    model.config.use_cache = use_cache
+    if trainer.args.should_save:
+        model.save_pretrained(trainer.run)
+        checkpoints.discard(trainer.run)
+    trainer.accelerator.wait_for_everyone()

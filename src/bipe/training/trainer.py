@@ -1,0 +1,198 @@
+"""transformers' Trainer on blocks of tokens, with the four things it lacks.
+
+An order that depends on the seed alone, token-weighted validation, a stop at the first loss or gradient that is not
+finite, and checkpoints that are either whole or not there.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers.trainer_callback import PrinterCallback
+
+from . import checkpoints
+from .order import SeededOrder
+from .recipe import TrainingSettings
+
+
+def training_arguments(settings: TrainingSettings, run: Path, seed: int, validates: bool) -> TrainingArguments:
+    """The settings in transformers' words; what they leave open is set for small models on a CPU."""
+    fields: dict[str, Any] = TrainingArguments.__dataclass_fields__
+    on_accelerator = torch.cuda.is_available()
+    # transformers renamed the argument in 5.20 or so and warns about the old name.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    return TrainingArguments(
+        output_dir=str(checkpoints.staging_folder(run)),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_betas[0],
+        adam_beta2=settings.adam_betas[1],
+        adam_epsilon=settings.adam_epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=settings.bf16,
+        use_cpu=not on_accelerator,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=settings.log_every or min(100, max(1, settings.steps // 100)),
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=settings.evaluate_every or settings.steps,
+        save_strategy="steps" if settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every or settings.steps,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_accelerator,
+        **{checkpointing: settings.gradient_checkpointing},
+    )
+
+
+class BlockTrainer(Trainer):
+    """Trains on packed blocks.
+
+    Args:
+        model: a causal language model.
+        args: made by `training_arguments`.
+        run: the run's folder.
+        settings: what `args` was made from.
+        blocks: the training blocks.
+        validation_blocks: the validation blocks, None for no validation.
+        callbacks: what to tell of the run's progress.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        run: Path,
+        settings: TrainingSettings,
+        blocks: Any,
+        validation_blocks: Any | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=blocks,
+            eval_dataset=validation_blocks,
+            data_collator=default_data_collator,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.run = run
+        self.settings = settings
+        self._bad_step = torch.tensor(-1, device=args.device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
+        return run_order(self.train_dataset, self.settings, self.args)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        return super().create_scheduler(self.settings.schedule_steps or num_training_steps, optimizer)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # Nothing here reads the count, and making it walks all modules in every step.
+        return 0
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._watch(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._watch(torch.as_tensor(norm, device=self.args.device))
+        return norm
+
+    def _watch(self, value: Tensor) -> None:
+        """Remember the first step with a value that is not finite; on a CPU, stop before the optimizer uses it.
+
+        An accelerator would have to be waited for, so there the check falls due before a report and before saving.
+        """
+        bad = ~torch.isfinite(value) & (self._bad_step < 0)
+        self._bad_step = torch.where(bad, self.state.global_step + 1, self._bad_step)
+        if value.device.type == "cpu":
+            self._stop_if_diverged()
+
+    def _stop_if_diverged(self) -> None:
+        if (step := int(self._bad_step)) >= 0:
+            raise RuntimeError(
+                f"Training diverged: the loss or its gradient is not finite at step {step}, learning rate "
+                f"{self._get_learning_rate():.3g}. Lower the learning rate or lengthen the warm-up; the last good "
+                f"checkpoint is kept in {self.run / checkpoints.FOLDER}."
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._stop_if_diverged()
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss over all target tokens of the validation blocks, and its exponential."""
+        blocks = self.eval_dataset if eval_dataset is None else eval_dataset
+        loss = validation_loss(self.model, blocks, self.settings.batch_size)
+        metrics = {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._stop_if_diverged()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            assert self.args.output_dir is not None
+            written = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            checkpoints.publish(written, self.run, self.state.global_step, self.settings.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+
+def run_order(blocks: Any, settings: TrainingSettings, args: TrainingArguments) -> SeededOrder:
+    """The blocks of a whole run in their order."""
+    draws = settings.steps * settings.batch_size * settings.gradient_accumulation * args.world_size
+    return SeededOrder(len(blocks), draws, args.seed)
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, blocks: Any, batch_size: int) -> float:
+    """Mean cross-entropy in nats over the target tokens of all blocks.
+
+    Args:
+        model: a causal language model that takes what the blocks hold.
+        blocks: items of `input_ids` and `labels`, `(T,)` int64 each, and whatever else the model reads.
+        batch_size: blocks in a forward pass.
+    """
+    was_training = model.training
+    model.eval()
+    total, targets = 0.0, 0
+    for batch in batches(blocks, range(len(blocks)), batch_size, next(model.parameters()).device):
+        count = int((batch["labels"][:, 1:] != -100).sum())
+        if count:
+            total += float(model(**batch).loss) * count
+            targets += count
+    model.train(was_training)
+    if not targets:
+        raise ValueError("The validation blocks hold no token to predict. Give more validation text.")
+    return total / targets
+
+
+def batches(
+    blocks: Any, indices: range | list[int], size: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Blocks by index, `size` at a time; unlike a DataLoader's, this order draws no random number."""
+    for start in range(0, len(indices), size):
+        batch = default_data_collator([blocks[index] for index in indices[start : start + size]])
+        yield {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,0 +1,49 @@
+"""`bipe compare`: train and measure several schemes alike."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    context: typer.Context,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A YAML file with settings; without one, the defaults.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all that comes out.", show_default=False)] = Path("runs/compare"),
+    data: Annotated[
+        list[str] | None, typer.Option(help="Training text: files, folders, globs, hf:NAME or stdlib (the default).")
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Test text. Default: held out of the training text.")
+    ] = None,
+    schemes: Annotated[str | None, typer.Option(help="Schemes with commas between, such as rope,bipe-rope.")] = None,
+    train_length: Annotated[int | None, typer.Option(help="Tokens in a training block.")] = None,
+    lengths: Annotated[str | None, typer.Option(help="Context lengths to test at, such as 128,1024.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each scheme.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+) -> None:
+    """Train several schemes alike on short text and measure them on long text.
+
+    Writes scores.jsonl, summary.md and report.html. Other settings follow as --name value, such as
+    --model.hidden_size 256 or --learning_rates [0.001]; the recipes in recipes/comparisons show them all.
+    A comparison that was broken off goes on when the same command is given again.
+    """
+    from bipe.comparison import compare as run
+    from bipe.comparison import read_comparison
+    from bipe.training import parse_overrides
+    from bipe_cli.values import numbers, words
+
+    given = {
+        "data.train": data,
+        "test": test,
+        "schemes": words(schemes),
+        "data.train_length": train_length,
+        "evaluation.lengths": numbers("--lengths", lengths),
+        "training.steps": steps,
+        "seeds": seeds,
+    }
+    settings = read_comparison(recipe, given, parse_overrides(context.args))
+    typer.echo(run(settings, out, workers=workers, say=typer.echo))

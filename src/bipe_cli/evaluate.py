@@ -1,0 +1,37 @@
+"""`bipe evaluate`: measure a trained model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    task: Annotated[str, typer.Argument(help="What to measure: length-curve.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="Folder of the model and its tokenizer.", show_default=False)],
+    data: Annotated[
+        list[str], typer.Option(help="Test text: files, folders, globs, hf:NAME[:config][:split] or stdlib.")
+    ],
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Context lengths in tokens, such as 128,1024. Default: 1 to 16 times the trained one."),
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="How the text is cut: same_targets or blocks.")] = "same_targets",
+    max_windows: Annotated[int, typer.Option(min=1, help="Windows at each length at most.")] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
+) -> None:
+    """Measure a trained model on a task."""
+    import json
+
+    from bipe.evaluation.tasks import TASKS, TaskOptions
+    from bipe.models.checkpoint import load_checkpoint
+    from bipe.registry import choose
+    from bipe_cli.values import numbers
+
+    measure = choose("task", TASKS, task)
+    options = TaskOptions(data, numbers("--lengths", lengths), protocol, max_windows)
+    for score in measure(load_checkpoint(model), options):
+        if as_json:
+            typer.echo(json.dumps(score.to_dict()))
+        else:
+            typer.echo(f"{score.length:>8} {score.metric:<18} {score.value:10.3f}  [{score.low:.3f}, {score.high:.3f}]")

@@ -1,0 +1,27 @@
+"""`bipe generate`: continue a text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    model: Annotated[Path, typer.Option(help="Folder of the model and its tokenizer.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="The text to continue.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above, tokens are sampled.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Decides what is sampled.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print prompt and text as a JSON object.")] = False,
+) -> None:
+    """Continue a text with a trained model."""
+    import json
+
+    from transformers import set_seed
+
+    import bipe.models  # noqa: F401 - registers the model with the Auto classes
+    from bipe.models.checkpoint import complete, load_checkpoint
+
+    set_seed(seed)
+    text = complete(load_checkpoint(model), prompt, max_new_tokens=max_new_tokens, temperature=temperature)
+    typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)

@@ -1,0 +1,82 @@
+"""`bipe segment`: show how a tokenizer and a rule cut texts into segments."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def segment(
+    files: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, hf:NAME[:config][:split] or stdlib.")
+    ],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub name of a tokenizer. Default: a byte-level BPE trained on the files."
+        ),
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help="Which tokens end a segment: paper, sentence, line or released.")
+    ] = "paper",
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Print tokens per segment by text length.")
+    ] = False,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Text lengths for --statistics, in tokens. Default: those of 128,512,2048 that fit."
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the segments as a page to this file.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object for each segment or length.")
+    ] = False,
+) -> None:
+    """Cut texts into segments and show each token's segment and offset."""
+    import json
+
+    from rich.console import Console
+
+    from bipe.data.documents import load_documents
+    from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
+    from bipe.report.segments import segment_rows, segments_html, segments_text, statistics_table
+    from bipe.segmentation.statistics import fitting_lengths, segment_statistics
+    from bipe.segmentation.token_set import TokenSet
+
+    if lengths and not statistics:
+        raise ValueError("--lengths says at which text lengths --statistics counts; give --statistics too.")
+    documents = load_documents(files)
+    loaded = load_tokenizer(tokenizer) if tokenizer else train_tokenizer((d.text for d in documents), 8_000)
+    segmenter = TokenSet.from_tokenizer(loaded, rule)
+    console = Console()
+    described = None
+    if statistics:
+        encoded = encode(documents, loaded)
+        described = segment_statistics(
+            encoded, segmenter, _numbers(lengths) if lengths else fitting_lengths(encoded)
+        )
+    if html:
+        rows = segment_rows(documents, loaded, segmenter)
+        html.write_text(segments_html(rows, title=f"Segments, rule {rule}", statistics=described), "utf-8")
+    if described and as_json:
+        for length, row in described.items():
+            typer.echo(json.dumps({"length": length, **row.to_dict()}))
+    elif described:
+        console.print(statistics_table(described))
+    elif as_json:
+        for row in segment_rows(documents, loaded, segmenter):
+            typer.echo(json.dumps(row.to_dict()))
+    else:
+        for row in segment_rows(documents, loaded, segmenter):
+            console.print(segments_text([row]), end="", soft_wrap=True)
+
+
+def _numbers(text: str) -> list[int]:
+    """Read `128,512` as whole numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--lengths takes whole numbers with commas between, such as 128,512; got {text!r}."
+        ) from None
