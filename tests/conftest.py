@@ -1,11 +1,44 @@
 """What every test runs under: no model hub, no screen, and property tests with no time limit."""
 
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    from bipe import BipeForCausalLM
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 hypothesis.settings.register_profile("bipe", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("bipe")
+
+
+@pytest.fixture
+def make_model() -> "Callable[..., BipeForCausalLM]":
+    """Make a tiny model of a scheme, with weights large enough that positions matter to its logits."""
+    import torch
+
+    from bipe import BipeConfig, BipeForCausalLM
+
+    def make(scheme: str, *, seed: int = 0, **fields: Any) -> BipeForCausalLM:
+        tiny = {
+            "vocab_size": 12,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.3,
+            "end_token_ids": [1, 4, 7],
+            "tokens_per_segment": 3.0,
+            "max_offset": 16,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return BipeForCausalLM(BipeConfig.from_scheme(scheme, **{**tiny, **fields})).eval()
+
+    return make

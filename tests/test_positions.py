@@ -75,7 +75,9 @@ def batches(draw: st.DrawFn, shapes: tuple[str, ...] = ("none", "left", "right",
     def table(cells: st.SearchStrategy[int]) -> list[list[int]]:
         return [draw(st.lists(cells, min_size=length, max_size=length)) for _ in range(rows)]
 
-    masks = [draw(st.sampled_from(shapes).flatmap(lambda shape: masks_of(length, shape))) for _ in range(rows)]
+    masks = [
+        draw(st.sampled_from(shapes).flatmap(lambda shape: masks_of(length, shape))) for _ in range(rows)
+    ]
     steps = torch.tensor(table(st.sampled_from([0, 0, 0, 1])))
     names = torch.tensor(draw(st.permutations(range(-2, 14))))
     return Batch(torch.tensor(table(st.integers(0, 1))).bool(), names[steps.cumsum(1)], torch.tensor(masks))
@@ -101,7 +103,7 @@ def test_positions_of_a_prefix_never_change(batch: Batch, data: st.DataObject) -
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=4))
 def test_packed_documents_have_the_positions_they_have_alone(documents: list[list[bool]]) -> None:
-    packed = torch.tensor([sum(documents, [])])
+    packed = torch.tensor([[flag for flags in documents for flag in flags]])
     identities = torch.tensor([[index for index, flags in enumerate(documents) for _ in flags]])
     alone = [bilevel_positions(torch.tensor([flags])) for flags in documents]
     joined = BilevelPositions(*(torch.cat(fields, dim=1) for fields in zip(*alone, strict=True)))

@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Subset
 from transformers import PreTrainedTokenizerBase
 
-from bipe.data import PackedBlocks, encode, hold_out_tails, load_documents, load_tokenizer, pack, split_documents, token_bytes, train_tokenizer
+from bipe.data import (
+    PackedBlocks,
+    encode,
+    hold_out_tails,
+    load_documents,
+    load_tokenizer,
+    pack,
+    split_documents,
+    token_bytes,
+    train_tokenizer,
+)
 from bipe.evaluation.base import Run
 from bipe.evaluation.length_curve import (
     PROTOCOLS,
@@ -173,7 +183,15 @@ def compare(settings: Comparison, out: str | Path, *, workers: int = 1, say: Say
         rates = _pick_rates(settings, out, run_all, say)
         _describe(settings, corpus, rates, out)
         jobs = [
-            Job(out, f"runs/{scheme}-{seed}", scheme, seed, rates[scheme], settings.training.steps, measure=True)
+            Job(
+                out,
+                f"runs/{scheme}-{seed}",
+                scheme,
+                seed,
+                rates[scheme],
+                settings.training.steps,
+                measure=True,
+            )
             for seed, scheme in product(range(settings.seeds), settings.schemes)
         ]
         for number, (job, parameters) in enumerate(run_all(jobs), start=1):
@@ -185,20 +203,6 @@ def compare(settings: Comparison, out: str | Path, *, workers: int = 1, say: Say
     return out / "report.html"
 
 
-def load_comparison(values: dict[str, Any]) -> Comparison:
-    """Settings from nested values, such as a YAML file's.
-
-    Raises:
-        ValueError: a value is of a wrong type or out of range; one line that names it.
-    """
-    try:
-        return Comparison.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}.") from None
-
-
 def _claim(settings: Comparison, out: Path) -> None:
     """Make `out` the folder of this comparison, or find that it is.
 
@@ -208,10 +212,14 @@ def _claim(settings: Comparison, out: Path) -> None:
     marker = out / "comparison.json"
     if marker.exists():
         if difference := first_difference(json.loads(marker.read_text(encoding="utf-8")), here):
-            raise ValueError(f"{out} holds another comparison: {difference}. Choose another folder with --out.")
+            raise ValueError(
+                f"{out} holds another comparison: {difference}. Choose another folder with --out."
+            )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is no folder of a comparison. Choose an empty or a new one with --out.")
+        raise ValueError(
+            f"{out} exists and is no folder of a comparison. Choose an empty or a new one with --out."
+        )
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps(here, indent=1), encoding="utf-8")
 
@@ -360,7 +368,9 @@ def _pick_rates(
     for number, (job, _) in enumerate(run_all(jobs), start=1):
         perplexity = _validation_perplexity(job)
         found[job.scheme][job.learning_rate] = perplexity
-        say(f"[rate {number}/{len(jobs)}] {job.scheme} at {job.learning_rate:g}: validation perplexity {perplexity:.1f}")
+        say(
+            f"[rate {number}/{len(jobs)}] {job.scheme} at {job.learning_rate:g}: validation perplexity {perplexity:.1f}"
+        )
     (out / "sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     return {scheme: min(by_rate, key=lambda rate: by_rate[rate]) for scheme, by_rate in found.items()}
 
@@ -404,7 +414,9 @@ def _record_differences(settings: Comparison, out: Path) -> None:
         one, two = (_curves(out, scheme, seed) for scheme in (first, second))
         for protocol in settings.evaluation.protocols:
             for row in paired_differences(one[protocol], two[protocol], settings.lengths[0]):
-                append_record(path, {"first": first, "second": second, "seed": seed, "protocol": protocol, **row})
+                append_record(
+                    path, {"first": first, "second": second, "seed": seed, "protocol": protocol, **row}
+                )
 
 
 def _curves(out: Path, scheme: str, seed: int) -> dict[str, Curve]:
@@ -434,7 +446,10 @@ def _describe(settings: Comparison, corpus: Corpus, rates: dict[str, float], out
         "data": {
             "train": settings.data.train,
             "test": settings.test or ["held out of the training text"],
-            **{f"{part}_tokens": sum(map(len, getattr(corpus, part))) for part in ("train", "validation", "test")},
+            **{
+                f"{part}_tokens": sum(map(len, getattr(corpus, part)))
+                for part in ("train", "validation", "test")
+            },
             **{f"{part}_documents": len(getattr(corpus, part)) for part in ("train", "test")},
         },
         "tokenizer": {
@@ -451,7 +466,10 @@ def _describe(settings: Comparison, corpus: Corpus, rates: dict[str, float], out
     (out / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
     segmenter = TokenSet.from_tokenizer(corpus.tokenizer, rule=settings.rule)
     statistics = segment_statistics(corpus.test, segmenter, fitting_lengths(corpus.test, settings.lengths))
-    segments = {"rule": settings.rule, "lengths": {str(length): found.to_dict() for length, found in statistics.items()}}
+    segments = {
+        "rule": settings.rule,
+        "lengths": {str(length): found.to_dict() for length, found in statistics.items()},
+    }
     (out / "segments.json").write_text(json.dumps(segments), encoding="utf-8")
 
 

@@ -26,7 +26,11 @@ class BilevelPositions(NamedTuple):
     def pad_to(self, length: int) -> "BilevelPositions":
         """The positions with zeros appended up to `length` columns, for cache slots not filled yet."""
         missing = length - self.token.shape[1]
-        return self if missing <= 0 else BilevelPositions(*(torch.nn.functional.pad(index, (0, missing)) for index in self))
+        return (
+            self
+            if missing <= 0
+            else BilevelPositions(*(torch.nn.functional.pad(index, (0, missing)) for index in self))
+        )
 
 
 def _count_before(flags: Tensor) -> Tensor:
@@ -89,7 +93,11 @@ def bilevel_positions(
     Raises:
         ValueError: the arguments do not all have the same two-dimensional shape.
     """
-    for name, tensor in (("is_end", is_end), ("document_ids", document_ids), ("attention_mask", attention_mask)):
+    for name, tensor in (
+        ("is_end", is_end),
+        ("document_ids", document_ids),
+        ("attention_mask", attention_mask),
+    ):
         if tensor is not None and (tensor.dim() != 2 or tensor.shape != is_end.shape):
             raise ValueError(
                 f"{name} must have the shape (B, T) of is_end, {tuple(is_end.shape)}; got {tuple(tensor.shape)}."

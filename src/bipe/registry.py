@@ -27,7 +27,9 @@ def choose(kind: str, table: Mapping[str, V], name: str) -> V:
         raise ValueError(f"Unknown {kind} {name!r}. Choose one of: {', '.join(sorted(table))}.") from None
 
 
-def split_spec(kind: str, table: Mapping[str, Callable[..., V]], spec: Any) -> tuple[Callable[..., V], dict[str, Any]]:
+def split_spec(
+    kind: str, table: Mapping[str, Callable[..., V]], spec: Any
+) -> tuple[Callable[..., V], dict[str, Any]]:
     """Split `{"type": name, **options}` into the registered class and its options.
 
     The options are the keyword parameters of the class (its keyword-only ones where it has any).

@@ -8,17 +8,20 @@ import typer
 
 def compare(
     context: typer.Context,
-    recipe: Annotated[
-        Path | None, typer.Argument(help="A YAML file with settings; without one, the defaults.", show_default=False)
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of all that comes out.", show_default=False)] = Path("runs/compare"),
+    recipe: Annotated[Path | None, typer.Option(help="A YAML file with settings. Default: none.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all that comes out.", show_default=False)] = Path(
+        "runs/compare"
+    ),
     data: Annotated[
-        list[str] | None, typer.Option(help="Training text: files, folders, globs, hf:NAME or stdlib (the default).")
+        list[str] | None,
+        typer.Option(help="Training text: files, folders, globs, hf:NAME or stdlib (the default)."),
     ] = None,
     test: Annotated[
         list[str] | None, typer.Option(help="Test text. Default: held out of the training text.")
     ] = None,
-    schemes: Annotated[str | None, typer.Option(help="Schemes with commas between, such as rope,bipe-rope.")] = None,
+    schemes: Annotated[
+        str | None, typer.Option(help="Schemes with commas between, such as rope,bipe-rope.")
+    ] = None,
     train_length: Annotated[int | None, typer.Option(help="Tokens in a training block.")] = None,
     lengths: Annotated[str | None, typer.Option(help="Context lengths to test at, such as 128,1024.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.")] = None,
@@ -31,9 +34,9 @@ def compare(
     --model.hidden_size 256 or --learning_rates [0.001]; the recipes in recipes/comparisons show them all.
     A comparison that was broken off goes on when the same command is given again.
     """
+    from bipe.comparison import Comparison
     from bipe.comparison import compare as run
-    from bipe.comparison import read_comparison
-    from bipe.training import parse_overrides
+    from bipe.training import parse_overrides, read_settings
     from bipe_cli.values import numbers, words
 
     given = {
@@ -45,5 +48,5 @@ def compare(
         "training.steps": steps,
         "seeds": seeds,
     }
-    settings = read_comparison(recipe, given, parse_overrides(context.args))
+    settings = read_settings(Comparison, recipe, parse_overrides(context.args), given)
     typer.echo(run(settings, out, workers=workers, say=typer.echo))

@@ -14,9 +14,13 @@ def evaluate(
     ],
     lengths: Annotated[
         str | None,
-        typer.Option(help="Context lengths in tokens, such as 128,1024. Default: 1 to 16 times the trained one."),
+        typer.Option(
+            help="Context lengths in tokens, such as 128,1024. Default: 1 to 16 times the trained one."
+        ),
     ] = None,
-    protocol: Annotated[str, typer.Option(help="How the text is cut: same_targets or blocks.")] = "same_targets",
+    protocol: Annotated[
+        str, typer.Option(help="How the text is cut: same_targets or blocks.")
+    ] = "same_targets",
     max_windows: Annotated[int, typer.Option(min=1, help="Windows at each length at most.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
 ) -> None:
@@ -34,4 +38,6 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps(score.to_dict()))
         else:
-            typer.echo(f"{score.length:>8} {score.metric:<18} {score.value:10.3f}  [{score.low:.3f}, {score.high:.3f}]")
+            typer.echo(
+                f"{score.length:>8} {score.metric:<18} {score.value:10.3f}  [{score.low:.3f}, {score.high:.3f}]"
+            )

@@ -10,7 +10,9 @@ def generate(
     model: Annotated[Path, typer.Option(help="Folder of the model and its tokenizer.", show_default=False)],
     prompt: Annotated[str, typer.Option(help="The text to continue.", show_default=False)],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 100,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above, tokens are sampled.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token; above, tokens are sampled.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Decides what is sampled.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print prompt and text as a JSON object.")] = False,
 ) -> None:

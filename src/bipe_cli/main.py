@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
+from bipe_cli.compare import compare
+from bipe_cli.evaluate import evaluate
+from bipe_cli.generate import generate
+from bipe_cli.report import report
 from bipe_cli.segment import segment
+from bipe_cli.train import train
 
 EXIT_FAILURE = 1
 EXIT_WRONG_USE = 2
@@ -38,7 +43,15 @@ def _bipe(
     """Train language models on short text, use them on long text, and compare their positional encodings."""
 
 
+# These two take every setting of a recipe as --name value.
+WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app.command(context_settings=WITH_SETTINGS)(compare)
+app.command()(evaluate)
+app.command()(generate)
+app.command()(report)
 app.command()(segment)
+app.command(context_settings=WITH_SETTINGS)(train)
 
 
 def main() -> None:

@@ -10,7 +10,9 @@ def numbers(option: str, text: str | None) -> list[int]:
     try:
         return [int(part) for part in text.split(",")] if text else []
     except ValueError:
-        raise ValueError(f"{option} takes whole numbers with commas between, such as 128,512; got {text!r}.") from None
+        raise ValueError(
+            f"{option} takes whole numbers with commas between, such as 128,512; got {text!r}."
+        ) from None
 
 
 def words(text: str | None) -> list[str]:

@@ -18,7 +18,8 @@ VIEWS = [(390, False), (390, True), (1280, False), (1280, True)]
 CHARTS = """[...document.querySelectorAll('svg')].filter(svg => svg.getClientRects().length).map(svg => {
   const box = svg.getBoundingClientRect();
   const parts = [...svg.querySelectorAll('path, use, text')].filter(part => !part.closest('defs'));
-  const seen = parts.filter(part => { const b = part.getBoundingClientRect(); return b.width + b.height > 0; });
+  const size = part => { const b = part.getBoundingClientRect(); return b.width + b.height; };
+  const seen = parts.filter(part => size(part) > 0);
   return {width: box.width, height: box.height, right: box.right, drawn: seen.length,
     smallest: Math.min(...[...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect().height))};
 })"""
@@ -115,9 +116,8 @@ def test_the_theme_reaches_page_and_charts(page: Any, report: Path):
 
 def test_tables_scroll_in_their_own_box(page: Any, report: Path):
     page.open(report, width=390)
-    wide = page.evaluate(
-        "[...document.querySelectorAll('.scroll')].map(box => [box.scrollWidth > box.clientWidth, box.tabIndex])"
-    )
+    boxes = "[...document.querySelectorAll('.scroll')]"
+    wide = page.evaluate(f"{boxes}.map(box => [box.scrollWidth > box.clientWidth, box.tabIndex])")
     assert [True, 0] in wide
     assert all(tab == 0 for _, tab in wide)
 

@@ -105,7 +105,7 @@ def test_interruption_says_that_the_run_goes_on(capsys: pytest.CaptureFixture[st
     [
         ([], "bipe: Missing command; see 'bipe --help'."),
         (["--colour"], "bipe: No such option: --colour; see 'bipe --help'."),
-        (["compare-all"], "bipe: No such command 'compare-all'; see 'bipe --help'."),
+        (["sing"], "bipe: No such command 'sing'; see 'bipe --help'."),
     ],
 )
 def test_wrong_use_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,8 +65,15 @@ def test_an_explosion_leaves_the_other_curves_apart_and_is_named(shape: Shape):
     rows = curve("sinusoidal", [70.0, 1.25e6]) + curve("rope", [60.0, 80.0])
     figure = length_curve_figure(rows, "blocks", 128, shape=shape)
     assert figure.axes[0].get_ylim()[1] < 1000
-    assert "sinusoidal ↑ 1.2M" in texts(figure)
-    assert "↑ 1.2M" in texts(scheme_panels_figure(rows, "blocks", 128, shape=shape))
+    assert "sinusoidal ↑ 1.25M" in texts(figure)
+    assert "↑ 1.25M" in texts(scheme_panels_figure(rows, "blocks", 128, shape=shape))
+
+
+def test_a_curve_just_above_the_end_of_a_panel_is_shown_whole():
+    rows = curve("rope", [60.0, 100.0])
+    figure = scheme_panels_figure(rows, "blocks", 128)
+    assert figure.axes[0].get_ylim()[1] > 110
+    assert "↑" not in texts(figure)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -45,6 +45,14 @@ def test_a_row_says_what_explains_its_numbers(scores: Records):
     assert row["bits per byte at 1024"].text == number(bits["value"])
 
 
+def test_a_metric_that_was_not_measured_has_no_column(scores: Records):
+    perplexities = [row for row in scores if row["metric"] == "perplexity"]
+    header = score_table(perplexities, "blocks").header
+    assert "effective context" not in header
+    assert not any(name.startswith("bits") for name in header)
+    assert "effective context" not in score_table(scores, "blocks").header
+
+
 def test_every_seed_has_its_own_row(scores: Records):
     for table in (score_table(scores, "blocks"), overview_table(scores, "same_targets")):
         assert [(row[0].text, row[1].text) for row in table.rows] == [

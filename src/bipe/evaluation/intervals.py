@@ -15,7 +15,9 @@ Array = np.ndarray
 
 def _block_sums(values: Array) -> Array:
     """Sums over blocks of neighbours, `(blocks,)` float64, of one value a window."""
-    return np.array([block.sum() for block in np.array_split(values, min(BLOCKS, len(values)))], dtype=np.float64)
+    return np.array(
+        [block.sum() for block in np.array_split(values, min(BLOCKS, len(values)))], dtype=np.float64
+    )
 
 
 def interval(statistic: Callable[..., Array], *window_values: Array) -> tuple[float, float, float]:
@@ -37,12 +39,20 @@ def interval(statistic: Callable[..., Array], *window_values: Array) -> tuple[fl
         return statistic(*(block.sum(axis=axis) for block in blocks))
 
     result = bootstrap(
-        sums, resampled, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+        sums,
+        resampled,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
     )
     return value, float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def mean_loss_difference(losses: Sequence[Array], signs: Sequence[int], tokens: Array) -> tuple[float, float, float]:
+def mean_loss_difference(
+    losses: Sequence[Array], signs: Sequence[int], tokens: Array
+) -> tuple[float, float, float]:
     """A signed sum of log perplexities on the same windows, with its paired 95 % interval.
 
     Args:

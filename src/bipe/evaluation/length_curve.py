@@ -68,7 +68,9 @@ Curve = dict[int, WindowLosses]
 """Losses by length."""
 
 
-def _same_targets(documents: Sequence[Tensor], lengths: Sequence[int], most: int | None) -> dict[int, Windows]:
+def _same_targets(
+    documents: Sequence[Tensor], lengths: Sequence[int], most: int | None
+) -> dict[int, Windows]:
     """Windows that end at the same places for every length and score the same tokens."""
     longest, scored = lengths[-1], max(1, lengths[0] // 2)
     ends = [
@@ -85,7 +87,8 @@ def _same_targets(documents: Sequence[Tensor], lengths: Sequence[int], most: int
             stacklevel=3,
         )
     return {
-        length: Windows(documents, [(index, end - length, end) for index, end in ends], scored) for length in lengths
+        length: Windows(documents, [(index, end - length, end) for index, end in ends], scored)
+        for length in lengths
     }
 
 
@@ -100,7 +103,9 @@ def _blocks(documents: Sequence[Tensor], lengths: Sequence[int], most: int | Non
         ]
         limit = None if most is None else max(1, most * lengths[0] // length)
         if limit is not None and len(spans) > limit:
-            spans = [spans[position] for position in np.linspace(0, len(spans) - 1, limit).round().astype(int)]
+            spans = [
+                spans[position] for position in np.linspace(0, len(spans) - 1, limit).round().astype(int)
+            ]
         windows[length] = Windows(documents, spans, length - 1)
     return windows
 
@@ -121,14 +126,20 @@ def _score(model: PreTrainedModel, batch: Tensor, scored: int) -> Tensor:
     return torch.cat(losses).view(len(batch), scored)
 
 
-def _measure(model: PreTrainedModel, windows: Windows, length: int, token_bytes: Tensor | None) -> WindowLosses:
+def _measure(
+    model: PreTrainedModel, windows: Windows, length: int, token_bytes: Tensor | None
+) -> WindowLosses:
     nll, sizes, segments, tokens, beyond = [], [], 0, 0, 0
     limit = getattr(model.config, "max_trained_offset", None)
     for batch in windows.batches(max(1, BATCH_TOKENS // length)):
         batch = batch.to(model.device)
         nll.append(_score(model, batch, windows.scored).double().sum(dim=1).cpu())
         targets = batch[:, -windows.scored :].cpu()
-        sizes.append(torch.zeros(len(batch), dtype=torch.int64) if token_bytes is None else token_bytes[targets].sum(dim=1))
+        sizes.append(
+            torch.zeros(len(batch), dtype=torch.int64)
+            if token_bytes is None
+            else token_bytes[targets].sum(dim=1)
+        )
         if hasattr(model, "positions"):
             positions = model.positions(batch)
             tokens += batch.numel()
@@ -236,7 +247,11 @@ def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score
     for length, losses in curve.items():
         row(length, "perplexity", interval(lambda nll, count: np.exp(nll / count), losses.nll, losses.tokens))
         if losses.bytes.sum():
-            row(length, "bits_per_byte", interval(lambda nll, size: nll / size / math.log(2), losses.nll, losses.bytes))
+            row(
+                length,
+                "bits_per_byte",
+                interval(lambda nll, size: nll / size / math.log(2), losses.nll, losses.bytes),
+            )
     if protocol == "same_targets":
         context = float(effective_context(curve))
         row(max(curve), "effective_context", (context, context, context))
@@ -272,7 +287,9 @@ def length_curve(
     Raises:
         ValueError: an unknown protocol, or a length that does not fit in any document.
     """
-    curve = window_losses(model, documents, lengths, protocol, token_bytes=token_bytes, max_windows=max_windows)
+    curve = window_losses(
+        model, documents, lengths, protocol, token_bytes=token_bytes, max_windows=max_windows
+    )
     run = run or Run(getattr(model.config, "scheme", None) or model.config.model_type)
     return scores(curve, run, protocol, model.num_parameters())
 

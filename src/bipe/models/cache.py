@@ -46,6 +46,8 @@ def append_state(cache: Cache, index: int, new: TokenState) -> None:
     """
     while len(cache.layers) <= index:
         first = cache.layers[0] if cache.layers else None
-        cache.layers.append(StaticLayer(first.max_cache_len) if isinstance(first, StaticLayer) else DynamicLayer())
+        cache.layers.append(
+            StaticLayer(first.max_cache_len) if isinstance(first, StaticLayer) else DynamicLayer()
+        )
     flags = torch.stack((new.is_end.long(), new.real.long()), dim=-1)[:, None]
     cache.layers[index].update(flags, new.document_ids[:, None, :, None])

@@ -46,12 +46,16 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[name]:
             first = sorted(map(str, report[name]))[0]
-            raise ValueError(f"The weights in {directory} are not those of its config.json: {name.split('_')[0]} {first}.")
+            raise ValueError(
+                f"The weights in {directory} are not those of its config.json: {name.split('_')[0]} {first}."
+            )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Checkpoint(directory, model.to(device).eval(), tokenizer)
 
 
-def complete(checkpoint: Checkpoint, prompt: str, *, max_new_tokens: int = 100, temperature: float = 0.0) -> str:
+def complete(
+    checkpoint: Checkpoint, prompt: str, *, max_new_tokens: int = 100, temperature: float = 0.0
+) -> str:
     """The prompt with what the model writes after it.
 
     Args:
@@ -67,7 +71,9 @@ def complete(checkpoint: Checkpoint, prompt: str, *, max_new_tokens: int = 100, 
         raise ValueError(f"The number of new tokens must be at least 1; got {max_new_tokens}.")
     if temperature < 0:
         raise ValueError(f"The temperature must be at least 0; got {temperature}.")
-    inputs = checkpoint.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(checkpoint.model.device)
+    inputs = checkpoint.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(
+        checkpoint.model.device
+    )
     if inputs["input_ids"].numel() == 0:
         raise ValueError("The prompt is empty; give it at least one character.")
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}

@@ -74,12 +74,18 @@ class BipeConfig(LlamaConfig):
                 raise ValueError(f"{name} must be a whole number from 1 to {limit}; got {size!r}.")
         heads, groups = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         if self.hidden_size % heads:
-            raise ValueError(f"hidden_size must be a multiple of num_attention_heads; got {self.hidden_size} and {heads}.")
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads; got {self.hidden_size} and {heads}."
+            )
         if heads % groups:
-            raise ValueError(f"num_attention_heads must be a multiple of num_key_value_heads; got {heads} and {groups}.")
+            raise ValueError(
+                f"num_attention_heads must be a multiple of num_key_value_heads; got {heads} and {groups}."
+            )
         limit = self.max_trained_offset
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-            raise ValueError(f"max_trained_offset must be a whole number, at least 0, or None; got {limit!r}.")
+            raise ValueError(
+                f"max_trained_offset must be a whole number, at least 0, or None; got {limit!r}."
+            )
 
     def validate_encodings(self) -> None:
         """Check the contents of `segmenter`, `intra` and `inter`.
@@ -157,7 +163,9 @@ def _segmenter_spec(
     if end_token_ids is not None:
         return dict(TokenSet(end_token_ids).to_spec())
     if tokenizer is None:
-        raise ValueError("This scheme cuts text at separators: give a tokenizer (and a rule), or end_token_ids.")
+        raise ValueError(
+            "This scheme cuts text at separators: give a tokenizer (and a rule), or end_token_ids."
+        )
     return dict(TokenSet.from_tokenizer(tokenizer, rule=rule).to_spec())
 
 

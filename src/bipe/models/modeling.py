@@ -113,7 +113,9 @@ class BipePreTrainedModel(LlamaPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+    def get_correct_attn_implementation(
+        self, requested_attention: str | None, is_init_check: bool = False
+    ) -> str:
         """The implementation asked for, or the fastest exact one.
 
         Raises:
@@ -135,7 +137,9 @@ class BipeModel(BipePreTrainedModel):
         inter, inter_options = split_spec("inter encoding", INTER_ENCODINGS, config.inter)
         self.intra = intra(config, **intra_options)
         self.inter = inter(config, **inter_options)
-        self.layers = nn.ModuleList(BipeDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            BipeDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
@@ -161,7 +165,9 @@ class BipeModel(BipePreTrainedModel):
         past: TokenState | None = None,
     ) -> TokenState:
         """The state of the cached tokens and this call's; `attention_mask` covers all of them, or this call's."""
-        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        real = (
+            torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        )
         if past is None:
             document_ids = torch.zeros_like(input_ids) if document_ids is None else document_ids
             return TokenState(self.segmenter(input_ids, token_index(real, document_ids)), real, document_ids)
@@ -240,7 +246,9 @@ class BipeModel(BipePreTrainedModel):
                 relation=relation,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+        )
 
     def _usable_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         if cache is not None and not self.inter.cacheable:
@@ -261,7 +269,9 @@ class BipeModel(BipePreTrainedModel):
     ) -> TokenState:
         """The state of all tokens; that of this call's is appended to the cache."""
         if input_ids is None:
-            raise ValueError("Segments are found from token ids: with inputs_embeds, pass positions covering all keys.")
+            raise ValueError(
+                "Segments are found from token ids: with inputs_embeds, pass positions covering all keys."
+            )
         layer, past = self.config.num_hidden_layers, past_length(cache)
         if past and not has_state(cache, layer):
             raise ValueError(
@@ -275,7 +285,11 @@ class BipeModel(BipePreTrainedModel):
         return state
 
     def _causal_mask(
-        self, inputs_embeds: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None, cache: Cache | None
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None,
+        cache: Cache | None,
     ) -> Tensor | None:
         """What the implementation wants: None where the causal order says it all."""
         same_document = None
@@ -347,7 +361,9 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
             ValueError: as `BipeModel.forward`, and attention weights asked of an implementation that has none.
         """
         if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
-            raise ValueError("Only the eager implementation returns attention weights: load with attn_implementation='eager'.")
+            raise ValueError(
+                "Only the eager implementation returns attention weights: load with attn_implementation='eager'."
+            )
         if document_ids is None and past_length(past_key_values) == 0:
             document_ids = packed_documents(position_ids, attention_mask, 1)
         outputs = self.model(
@@ -365,7 +381,9 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             labels = _targets(labels, attention_mask, document_ids)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -395,12 +413,18 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         if past and inputs.get("document_ids") is not None and inputs["document_ids"].shape[1] != new:
             # They describe the prompt; the tokens after it go on in its last document.
             inputs["document_ids"] = None
-        if past and not has_state(past_key_values, self.config.num_hidden_layers) and input_ids.shape[1] == past + new:
+        if (
+            past
+            and not has_state(past_key_values, self.config.num_hidden_layers)
+            and input_ids.shape[1] == past + new
+        ):
             inputs["positions"] = self.positions(input_ids, attention_mask)
         return inputs
 
     @staticmethod
-    def create_masks_for_generate(config: BipeConfig, attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
+    def create_masks_for_generate(
+        config: BipeConfig, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor | None:
         """The two-dimensional mask, from which forward finds positions; a static cache would get a 4D one."""
         return attention_mask
 
@@ -434,7 +458,9 @@ def _check_ids(input_ids: Tensor, vocab_size: int) -> None:
         raise ValueError(f"Token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}.")
 
 
-def _check_columns(name: str, tensor: Tensor | None, past: int, tokens: int, whole: int | None = None) -> None:
+def _check_columns(
+    name: str, tensor: Tensor | None, past: int, tokens: int, whole: int | None = None
+) -> None:
     whole = past + tokens if whole is None else whole
     if tensor is None:
         return

@@ -12,11 +12,29 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from bipe.report import plots, tables
 from bipe.report.palette import Style, scheme_styles, theme_css
+from bipe.report.plots import (
+    convergence_figure,
+    length_curve_figure,
+    perplexity_curves,
+    scheme_panels_figure,
+    segment_histogram_figure,
+)
 from bipe.report.records import read_records
 from bipe.report.rendering import figure_svg
-from bipe.report.tables import Cell, Table
+from bipe.report.tables import (
+    Cell,
+    Table,
+    difference_table,
+    markdown_table,
+    number,
+    numeric_columns,
+    overview_table,
+    plain,
+    score_table,
+    segment_table,
+    sweep_table,
+)
 
 Record = Mapping[str, Any]
 
@@ -92,8 +110,8 @@ def write_report(run_dir: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["markdown"] = tables.markdown_table
-    environment.filters["plain"] = tables.plain
+    environment.filters["markdown"] = markdown_table
+    environment.filters["plain"] = plain
     summary, page = folder / "summary.md", folder / "report.html"
     summary.write_text(environment.get_template("summary.md").render(context), encoding="utf-8")
     page.write_text(environment.get_template("report.html").render(context | _charts(run)), encoding="utf-8")
@@ -174,14 +192,12 @@ def _context(run: Run) -> dict[str, Any]:
         "planned": planned,
         "notes": [*run.settings.get("notes", []), *_few_windows(run)],
         "titles": _PROTOCOL_TITLES,
-        "overview": tables.overview_table(run.scores, main),
+        "overview": overview_table(run.scores, main),
         "main_protocol": main,
-        "score_tables": {
-            protocol: tables.score_table(run.scores, protocol, rates) for protocol in run.protocols
-        },
+        "score_tables": {protocol: score_table(run.scores, protocol, rates) for protocol in run.protocols},
         "differences": _difference_tables(run),
-        "sweep": tables.sweep_table(run.settings.get("sweep", []), rates),
-        "segment_table": tables.segment_table(run.segments) if run.segments.get("lengths") else None,
+        "sweep": sweep_table(run.settings.get("sweep", []), rates),
+        "segment_table": segment_table(run.segments) if run.segments.get("lengths") else None,
         "facts": _facts(run),
     }
 
@@ -201,7 +217,7 @@ def _difference_tables(run: Run) -> list[tuple[str, str, Table]]:
     """(metric, protocol, table) of every kind of paired difference that was measured."""
     kinds = dict.fromkeys((row["metric"], row["protocol"]) for row in run.differences)
     ordered = sorted(kinds, key=lambda kind: (kind[1] != "same_targets", kind[0] != "log_perplexity_growth"))
-    return [(*kind, tables.difference_table(run.differences, *kind)) for kind in ordered]
+    return [(*kind, difference_table(run.differences, *kind)) for kind in ordered]
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -257,13 +273,13 @@ def _charts(run: Run) -> dict[str, Any]:
     curves = {protocol: _length_charts(run, protocol, styles) for protocol in run.protocols}
     convergence = segments = None
     if any("validation_perplexity" in row for rows in run.histories.values() for row in rows):
-        draw = partial(plots.convergence_figure, run.histories, styles=styles)
+        draw = partial(convergence_figure, run.histories, styles=styles)
         convergence = _chart("convergence", _convergence_label(run), draw)
     if run.segments.get("lengths"):
         label = (
             "Line chart of the share of segments by their tokens, a line a text length; key numbers below."
         )
-        segments = _chart("segments", label, partial(plots.segment_histogram_figure, run.segments))
+        segments = _chart("segments", label, partial(segment_histogram_figure, run.segments))
     return {
         "curves": curves,
         "convergence": convergence,
@@ -282,25 +298,25 @@ def _length_charts(run: Run, protocol: str, styles: Mapping[str, Style]) -> list
         "train_length": run.train_length,
         "styles": styles,
     }
-    curves = plots.perplexity_curves(run.scores, protocol)
+    curves = perplexity_curves(run.scores, protocol)
     ends = [
-        f"{scheme} seed {seed}: {tables.number(curve[0]['value'])} at {curve[0]['length']}, "
-        f"{tables.number(curve[-1]['value'])} at {curve[-1]['length']}"
+        f"{scheme} seed {seed}: {number(curve[0]['value'])} at {curve[0]['length']}, "
+        f"{number(curve[-1]['value'])} at {curve[-1]['length']}"
         for (scheme, seed), curve in curves.items()
     ]
     label = f"Line chart of perplexity against text length, protocol {protocol}. {'; '.join(ends)}."
-    charts = [_chart(f"curve-{protocol}", label, partial(plots.length_curve_figure, **settings))]
+    charts = [_chart(f"curve-{protocol}", label, partial(length_curve_figure, **settings))]
     if len({scheme for scheme, _ in curves}) > 1:
         label = (
             f"The same curves of protocol {protocol}, one small chart a scheme, close to its truncation line."
         )
-        charts.append(_chart(f"panels-{protocol}", label, partial(plots.scheme_panels_figure, **settings)))
+        charts.append(_chart(f"panels-{protocol}", label, partial(scheme_panels_figure, **settings)))
     return charts
 
 
 def _convergence_label(run: Run) -> str:
     ends = [
-        f"{scheme} seed {seed}: {tables.number(found[-1])}"
+        f"{scheme} seed {seed}: {number(found[-1])}"
         for (scheme, seed), rows in run.histories.items()
         if (found := [row["validation_perplexity"] for row in rows if "validation_perplexity" in row])
     ]
@@ -310,8 +326,3 @@ def _convergence_label(run: Run) -> str:
 def row_groups(table: Table) -> list[list[list[Cell]]]:
     """Gather neighbouring rows of the same first cell, which the page then writes once."""
     return [list(rows) for _, rows in groupby(table.rows, key=lambda row: row[0])]
-
-
-def numeric_columns(table: Table) -> list[bool]:
-    """Say of each column whether all its cells are numbers or dashes, which are set flush right."""
-    return [all(row[n].text[:1] in "0123456789+-–<" for row in table.rows) for n in range(len(table.header))]

@@ -21,6 +21,7 @@ _LOG_FROM_RATIO = 4.0
 # the axis ends at these multiples of the highest truncation line.
 _CEILING = 8.0
 _PANEL_CEILING = 1.5
+_NEARLY = 1.3  # what passes the end by no more than this is shown whole
 
 
 def length_curve_figure(
@@ -55,7 +56,7 @@ def length_curve_figure(
     for (scheme, _), curve in curves.items():
         _draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2)
     axes.set_xlabel("text length in tokens (× trained length)")
-    axes.set_ylabel("perplexity")
+    axes.set_ylabel(_with_scale("perplexity", axes))
     ends = {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
     _name_lines(axes, ends, styles, shape)
     return figure
@@ -133,7 +134,7 @@ def convergence_figure(
             linewidth=1.3,
         )
     axes.set_xlabel("training step")
-    axes.set_ylabel("validation perplexity")
+    axes.set_ylabel(_with_scale("validation perplexity", axes))
     axes.set_xlim(right=max(curve[-1][0] for curve in points.values()))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -229,7 +230,8 @@ def _bounds(curves: Iterable[Curve], ceiling: float) -> tuple[float, float]:
     rows = [row for curve in curves for row in curve]
     low = min(min(row["low"], row["value"]) for row in rows)
     high = max(max(row["high"], row["value"]) for row in rows)
-    return low, min(high, ceiling * max(curve[0]["value"] for curve in curves))
+    ceiling *= max(curve[0]["value"] for curve in curves)
+    return low, high if high < _NEARLY * ceiling else ceiling
 
 
 def _set_perplexity_scale(axes: Axes, bounds: tuple[float, float]) -> None:
@@ -247,6 +249,10 @@ def _set_perplexity_scale(axes: Axes, bounds: tuple[float, float]) -> None:
         axes.set_ylim(low - margin, high + margin)
         axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def _with_scale(name: str, axes: Axes) -> str:
+    return f"{name}, log scale" if axes.get_yscale() == "log" else name
 
 
 def short_number(value: float) -> str:
@@ -326,7 +332,7 @@ def _draw_panel(
 
 def _beyond(axes: Axes, value: float) -> str:
     """Say how far a curve goes that leaves through the top, such as `"↑ 1.8M"`; nothing of one that stays."""
-    return f"↑ {short_number(float(f'{value:.2g}'))}" if value > axes.get_ylim()[1] else ""
+    return f"↑ {short_number(float(f'{value:.3g}'))}" if value > axes.get_ylim()[1] else ""
 
 
 def _validation_points(rows: Sequence[Record]) -> list[tuple[int, float]]:

@@ -32,9 +32,10 @@ def score_table(
     >>> score |= {"offsets_beyond_trained": 0.0, "tokens_per_segment": 1.0}
     >>> table = score_table([score], "blocks", {"rope": 0.002})
     >>> [cell.text for cell in table.rows[0]]
-    ['rope', '0', '41.5', '–', '–', '0 %', '1.00', '3,012,096', '0.002']
+    ['rope', '0', '41.5', '0 %', '1.00', '3,012,096', '0.002']
 
-    The share of offsets beyond the trained ones and the tokens per segment are those at the longest length.
+    The share of offsets beyond the trained ones and the tokens per segment are those at the longest length;
+    a metric that no row has gets no column.
 
     Args:
         scores: score rows; where a key was measured twice, the later row counts.
@@ -44,7 +45,9 @@ def score_table(
     index = index_scores(scores, protocol)
     lengths = _lengths(index)
     header = ["scheme", "seed", *(f"perplexity at {length}" for length in lengths)]
-    header += [f"bits per byte at {lengths[-1]}" if lengths else "bits per byte", "effective context"]
+    metrics = {metric for _, _, metric, _ in index}
+    header += [f"bits per byte at {lengths[-1]}"] if "bits_per_byte" in metrics else []
+    header += ["effective context"] if "effective_context" in metrics else []
     header += ["offsets beyond trained", "tokens per segment", "parameters", "learning rate"]
     rows: list[list[Cell]] = []
     for scheme, seed in scheme_seeds(index):
@@ -54,9 +57,12 @@ def score_table(
         rate = (learning_rates or {}).get(scheme)
         perplexities = [interval_cell(index.get((scheme, seed, "perplexity", length))) for length in lengths]
         row = [Cell(scheme), Cell(str(seed)), *perplexities]
-        row += [interval_cell(index.get((scheme, seed, "bits_per_byte", lengths[-1] if lengths else 0)))]
-        row += [_context_cell(index, scheme, seed), Cell(percent(longest["offsets_beyond_trained"]))]
-        row += [Cell(number(longest["tokens_per_segment"])), Cell(f"{longest['parameters']:,}")]
+        if "bits_per_byte" in metrics:
+            row.append(interval_cell(index.get((scheme, seed, "bits_per_byte", lengths[-1]))))
+        if "effective_context" in metrics:
+            row.append(_context_cell(index, scheme, seed))
+        row += [Cell(percent(longest["offsets_beyond_trained"])), Cell(number(longest["tokens_per_segment"]))]
+        row.append(Cell(f"{longest['parameters']:,}"))
         rows.append([*row, Cell("–" if rate is None else f"{rate:g}")])
     return Table(header, rows, labels=2)
 
@@ -171,12 +177,18 @@ def markdown_table(table: Table) -> str:
     |---|---:|
     | a\|b | 41.5 (40.1–43.0) |
     """
-    rule = ["---"] * table.labels + ["---:"] * (len(table.header) - table.labels)
+    right = [numeric and n >= table.labels for n, numeric in enumerate(numeric_columns(table))]
+    rule = ["---:" if flush else "---" for flush in right]
     lines = [f"| {' | '.join(plain(name) for name in table.header)} |", f"|{'|'.join(rule)}|"]
     for row in table.rows:
         texts = (plain(cell.text) + (f" ({plain(cell.note)})" if cell.note else "") for cell in row)
         lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines)
+
+
+def numeric_columns(table: Table) -> list[bool]:
+    """Say of each column whether all its cells are numbers or dashes, which are set flush right."""
+    return [all(row[n].text[:1] in "0123456789+-–<" for row in table.rows) for n in range(len(table.header))]
 
 
 def interval_cell(score: Record | None) -> Cell:

@@ -1,6 +1,15 @@
 """Training: recipes, and the runs that they describe."""
 
-from .recipe import DataSettings, ModelSettings, Recipe, TrainingSettings, dump_recipe, load_recipe, parse_overrides
+from .recipe import (
+    DataSettings,
+    ModelSettings,
+    Recipe,
+    TrainingSettings,
+    dump_recipe,
+    load_recipe,
+    parse_overrides,
+    read_settings,
+)
 from .train import TrainedModel, load_run, train_model, train_recipe
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "load_recipe",
     "load_run",
     "parse_overrides",
+    "read_settings",
     "train_model",
     "train_recipe",
 ]

@@ -1,8 +1,8 @@
 """Checkpoints that are either whole or not there.
 
-Trainer writes a checkpoint file by file into its final place and resumes from the highest number, so a run that is
-killed while it saves leaves a folder that later resumes wrongly, or not at all. Here a checkpoint is written in a
-staging folder, gets a manifest of checksums, and appears under its name by one rename.
+Trainer writes a checkpoint file by file into its final place and resumes from the highest number, so a run
+that is killed while it saves leaves a folder that later resumes wrongly, or not at all. Here a checkpoint is
+written in a staging folder, gets a manifest of checksums, and appears under its name by one rename.
 """
 
 import hashlib
@@ -35,13 +35,18 @@ def publish(written: Path, run: Path, step: int, keep: int) -> Path:
 
 
 def newest_whole(run: Path) -> Path | None:
-    """The checkpoint of the highest step whose files are all as they were written; others are named in a warning."""
+    """The checkpoint of the highest step whose files are as they were written; a warning names the others."""
     for checkpoint in _by_step(run):
         if damage := _damage(checkpoint):
             warnings.warn(f"{checkpoint} is damaged ({damage}) and left out.", stacklevel=2)
         else:
             return checkpoint
     return None
+
+
+def any_left(run: Path) -> bool:
+    """Whether `run` has a checkpoint, whole or damaged."""
+    return bool(_by_step(run))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -24,7 +24,7 @@ class HistoryRecorder(TrainerCallback):
         run: the run's folder.
         tokens_per_step: number of tokens that a step trains on.
         on_row: gets each row after it is written.
-        on_interrupt: called where `on_row` raises KeyboardInterrupt, so that the step under way is finished first.
+        on_interrupt: called where `on_row` raises KeyboardInterrupt, so that the step is finished first.
     """
 
     def __init__(
@@ -43,12 +43,16 @@ class HistoryRecorder(TrainerCallback):
         self._clock = self._step_ended = time.perf_counter()
         self._reported_step = state.global_step
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._step_ended = time.perf_counter()
         if state.global_step >= state.max_steps:
             control.should_log = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._skip_time()
 
     def on_log(

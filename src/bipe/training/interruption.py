@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class Interruption(TrainerCallback):
     """Remembers a request to stop; at the end of the step the trainer then reports, saves and stops.
 
-    In the middle of a step the weights of some layers may be updated and others not, which no resumed run could mend.
+    In the middle of a step some layers may be updated and others not, which no resumed run could mend.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,8 @@ class Interruption(TrainerCallback):
         finally:
             signal.signal(signal.SIGINT, previous)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.requested:
             control.should_log = control.should_save = control.should_training_stop = True

@@ -1,16 +1,35 @@
-"""The order in which a run sees its blocks."""
+"""The blocks of a run, and the order in which it sees them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
+from transformers import default_data_collator
+
+
+class Blocks(Protocol):
+    """Blocks of equal length, as `bipe.data.pack` makes them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Tensor]:
+        """`input_ids`, `labels` and whatever else the model reads of a block, `(T,)` int64 each."""
+        ...
+
+
+def batches(blocks: Blocks, indices: Sequence[int], size: int) -> Iterator[dict[str, Tensor]]:
+    """Blocks by index, `size` at a time: `(B, T)` each; unlike a DataLoader this draws no random number."""
+    for start in range(0, len(indices), size):
+        yield default_data_collator([blocks[index] for index in indices[start : start + size]])
 
 
 class SeededOrder(Sampler[int]):
     """Indices of blocks, all of them shuffled anew in each pass; the order depends on the seed alone.
 
-    One sampler covers the whole run, passes over the data included, so that every step has the same number of blocks
-    and a resumed run finds its place by counting.
+    One sampler covers the whole run, however many passes over the data that is, so that every step has the
+    same number of blocks and a resumed run finds its place by counting.
 
     >>> sorted(SeededOrder(3, 6, seed=0))
     [0, 0, 1, 1, 2, 2]

@@ -11,7 +11,7 @@ from .history import Progress, Row
 
 @contextmanager
 def progress_line(steps: int) -> Iterator[Progress]:
-    """A bar with loss and tokens per second, advanced by history rows; silent where the output is no terminal."""
+    """A bar with loss and tokens per second, advanced by history rows; none where there is no terminal."""
     with tqdm(total=steps, unit="step", disable=None, leave=False) as bar:
 
         def show(row: Row) -> None:

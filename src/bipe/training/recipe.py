@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -30,7 +30,7 @@ class DataSettings(Settings):
     train: Sources
     """Where the training text comes from: files, folders, globs, `hf:NAME[:config][:split]` or `stdlib`."""
     validation: Sources | None = None
-    """Where the validation text comes from; null holds out the last twentieth of each training document's tokens."""
+    """Where the validation text comes from; null holds out the last twentieth of each training document."""
     max_documents: Size | None = None
     """The largest number of documents read from each source; null reads everything."""
     tokenizer: str | None = None
@@ -51,7 +51,7 @@ class ModelSettings(Settings):
     num_attention_heads: Size = 8
     """Number of attention heads."""
     num_key_value_heads: Size | None = None
-    """Number of key and value heads, a divisor of num_attention_heads; null for as many as attention heads."""
+    """Number of key and value heads, a divisor of num_attention_heads; null for one an attention head."""
     intermediate_size: Size = 512
     """Width of the feed-forward layers."""
     max_offset: Size | None = None
@@ -122,7 +122,9 @@ class TrainingSettings(Settings):
         if end < self.steps:
             raise ValueError(f"schedule_steps must be at least steps, {self.steps}; got {end}.")
         if self.warmup_steps >= end:
-            raise ValueError(f"warmup_steps must be below the {end} steps of the schedule; got {self.warmup_steps}.")
+            raise ValueError(
+                f"warmup_steps must be below the {end} steps of the schedule; got {self.warmup_steps}."
+            )
         return self
 
 
@@ -145,29 +147,52 @@ class Recipe(Settings):
     training: TrainingSettings
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """Read a recipe and set single values of it.
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(
+    kind: type[S],
+    path: str | Path | None,
+    overrides: Mapping[str, str] | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> S:
+    """Read settings from a YAML file and set single values of them.
 
     Args:
-        path: the YAML file.
-        overrides: values by name, as typed on a command line: `training.steps` or, where only one group has such a
-            setting, `steps`. `null` stands for no value; lists and dictionaries are written `[a, b]` and `{type: rope}`.
+        kind: what is read, such as `Recipe`.
+        path: the YAML file; None for the defaults.
+        overrides: values by name, as typed on a command line: `training.steps` or, where only one group has
+            such a setting, `steps`. `null` stands for no value; lists and dictionaries are written `[a, b]`
+            and `{type: rope}`.
+        values: values by dotted name, of their own types; None and empty lists are not set.
 
     Raises:
-        ValueError: the file is no YAML mapping, a name is unknown or stands for several settings, or a value is of a
-            wrong type or out of range; one line that names each such setting.
+        ValueError: the file is no YAML mapping, a name is unknown or stands for several settings, or a value
+            is of a wrong type or out of range; one line that names each such setting.
     """
-    values = _read_mapping(Path(path))
-    for name, text in (overrides or {}).items():
-        *groups, leaf = _setting(name).split(".")
-        group = values
+    found = {} if path is None else _read_mapping(kind, Path(path))
+    typed = {name: value for name, value in (values or {}).items() if value is not None and value != []}
+    typed |= {_setting(kind, name): _parse_value(text) for name, text in (overrides or {}).items()}
+    for name, value in typed.items():
+        *groups, leaf = name.split(".")
+        group = found
         for key in groups:
-            group = group[key] = dict(group.get(key) or {})
-        group[leaf] = _parse_value(text)
+            if not isinstance(group.get(key) or {}, dict):
+                raise ValueError(f"{key} must hold settings by name; got {group[key]!r}.")
+            group[key] = dict(group.get(key) or {})
+            group = group[key]
+        group[leaf] = value
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(found)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_describe(error)}") from None
+        place = "" if path is None else f"{path}: "
+        reasons = "; ".join(_describe(kind, dict(one)) for one in error.errors(include_url=False))
+        raise ValueError(place + reasons) from None
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read a recipe and set single values of it; see `read_settings`."""
+    return read_settings(Recipe, path, overrides)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -196,23 +221,25 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(kind: type[Settings], path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The recipe {str(path)!r} cannot be read: {getattr(error, 'strerror', error)}.") from None
+        reason = getattr(error, "strerror", error)
+        raise ValueError(f"The recipe {str(path)!r} cannot be read: {reason}.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{place} is not YAML: {getattr(error, 'problem', None) or 'unreadable'}.") from None
+        reason = getattr(error, "problem", None) or "unreadable"
+        raise ValueError(f"{path}{place} is not YAML: {reason}.") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping with {_names(Recipe)}; got {type(values).__name__}.")
+        raise ValueError(f"{path} must hold a mapping with {_names(kind)}; got {type(values).__name__}.")
     return values
 
 
-def _setting(name: str) -> str:
+def _setting(kind: type[Settings], name: str) -> str:
     """The dotted name of a setting given by its dotted or its last name."""
-    known = list(_dotted_names(Recipe))
+    known = list(_dotted_names(kind))
     if name in known:
         return name
     matches = [dotted for dotted in known if dotted.rpartition(".")[2] == name]
@@ -243,23 +270,19 @@ def _parse_value(text: str) -> Any:
         raise ValueError(f"{text!r} is no list or dictionary in YAML.") from None
 
 
-def _describe(error: ValidationError) -> str:
-    return "; ".join(_describe_one(dict(one)) for one in error.errors(include_url=False))
-
-
-def _describe_one(one: Mapping[str, Any]) -> str:
+def _describe(kind: type[BaseModel], one: Mapping[str, Any]) -> str:
     keys = [str(key) for key in one["loc"]]
     name = ".".join(keys) or "the recipe"
     if one["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}, choose one of: {_names(_group(keys[:-1]))}"
+        return f"unknown setting {name!r}, choose one of: {_names(_group(kind, keys[:-1]))}"
     if one["type"] == "missing":
         return f"the setting {name!r} is missing"
     message = one["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{name}: {message}" if one["type"] == "value_error" else f"{name}: {message}, got {one['input']!r}"
+    return f"{name}: {message}" + ("" if one["type"] == "value_error" else f", got {one['input']!r}")
 
 
-def _group(keys: Sequence[str]) -> type[BaseModel]:
-    group: type[BaseModel] = Recipe
+def _group(kind: type[BaseModel], keys: Sequence[str]) -> type[BaseModel]:
+    group = kind
     for key in keys:
         annotation = group.model_fields[key].annotation
         assert isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from bipe.models import BipeConfig
 
+from . import checkpoints
+from .order import Blocks
 from .recipe import Recipe, TrainingSettings, load_recipe
 
 MARKER = "training.json"
@@ -24,8 +24,8 @@ SAMPLED_BLOCKS = 256
 Identity = dict[str, Any]
 
 
-def identify(config: BipeConfig, blocks: Dataset[Any], settings: TrainingSettings, seed: int) -> Identity:
-    """All that decides the outcome of a run, as JSON values; of the text, a checksum over evenly spread blocks."""
+def identify(config: BipeConfig, blocks: Blocks, settings: TrainingSettings, seed: int) -> Identity:
+    """What decides the outcome of a run, as JSON values; of the text a checksum of evenly spread blocks."""
     fields = {name: value for name, value in config.to_dict().items() if name not in UNSTABLE_FIELDS}
     identity = {
         "settings": settings.model_dump(mode="json", exclude=set(BOOKKEEPING)),
@@ -40,12 +40,12 @@ def claim(run: Path, identity: Identity, resume: bool) -> bool:
     """Make `run` the folder of this run, or find it there; return whether the run is already finished.
 
     Raises:
-        ValueError: the folder holds another run (the message names the first difference), a model that no run has
-            made, or this run where `resume` is false.
+        ValueError: the folder holds another run (the message names the first difference), a model that no
+            run has made, or this run where `resume` is false.
     """
+    refuse_foreign_model(run)
     marker = read_marker(run)
-    if marker is None:
-        refuse_foreign_model(run)
+    if marker is None or not _holds_anything(run):
         run.mkdir(parents=True, exist_ok=True)
         write_marker(run, identity, steps_done=0, finished=False)
         return False
@@ -60,7 +60,7 @@ def claim_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
         ValueError: as `claim`.
     """
     refuse_foreign_model(run)
-    if not (run / MARKER).exists():
+    if not _holds_anything(run):
         return
     if not (run / RECIPE).exists():
         raise ValueError(f"{run} holds a run without {RECIPE}, so another one. Choose another folder.")
@@ -80,7 +80,9 @@ def refuse_foreign_model(run: Path) -> None:
         raise ValueError(f"{run} is a file; a run needs a folder.")
     for name in ("config.json", "model.safetensors"):
         if (run / name).exists() and not (run / MARKER).exists():
-            raise ValueError(f"{run} holds a {name} but no {MARKER}, so no run of bipe made it. Choose another folder.")
+            raise ValueError(
+                f"{run} holds a {name} but no {MARKER}, so no run of bipe made it. Choose another folder."
+            )
 
 
 def read_marker(run: Path) -> dict[str, Any] | None:
@@ -91,7 +93,9 @@ def read_marker(run: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise ValueError(f"{path} is no JSON, so the run cannot be told. Delete the folder or choose another.") from None
+        raise ValueError(
+            f"{path} is no JSON, so the run cannot be told. Delete the folder or choose another."
+        ) from None
 
 
 def write_marker(run: Path, identity: Identity, *, steps_done: int, finished: bool) -> None:
@@ -118,11 +122,18 @@ def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: 
     return None
 
 
+def _holds_anything(run: Path) -> bool:
+    """Whether a run in this folder has left something that could be resumed or loaded."""
+    return is_finished(run) or checkpoints.any_left(run)
+
+
 def _refuse_difference(run: Path, there: Identity, here: Identity, resume: bool) -> None:
     if difference := first_difference(there, here):
         raise ValueError(f"{run} holds another run: {difference}. Choose another folder, or delete this one.")
     if not resume:
-        raise ValueError(f"{run} already holds this run. Resume it, choose another folder, or delete this one.")
+        raise ValueError(
+            f"{run} already holds this run. Resume it, choose another folder, or delete this one."
+        )
 
 
 def _outcome(recipe: Recipe) -> Identity:
@@ -130,7 +141,7 @@ def _outcome(recipe: Recipe) -> Identity:
     return {**values, "training": recipe.training.model_dump(mode="json", exclude=set(BOOKKEEPING))}
 
 
-def _sample_checksum(blocks: Any) -> dict[str, Any]:
+def _sample_checksum(blocks: Blocks) -> dict[str, Any]:
     count = len(blocks)
     digest = hashlib.sha256()
     for index in range(0, count, -(-count // SAMPLED_BLOCKS)):

@@ -6,12 +6,11 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from bipe.data.documents import load_documents
 from bipe.data.packing import pack
@@ -27,10 +26,11 @@ from . import checkpoints
 from .environment import describe_environment
 from .history import HistoryRecorder, Progress, Row, keep_history_until, read_history
 from .interruption import Interruption
+from .order import Blocks, SeededOrder, batches
 from .progress import progress_line, quiet_transformers
 from .recipe import DataSettings, Recipe, TrainingSettings, dump_recipe
 from .run_folder import RECIPE, claim, claim_recipe, identify, is_finished, write_marker
-from .trainer import BlockTrainer, batches, run_order, training_arguments
+from .trainer import BlockTrainer, run_order, training_arguments
 
 ENVIRONMENT = "environment.json"
 HELD_OUT = 20
@@ -55,8 +55,8 @@ class TrainedModel:
 @quiet_transformers()
 def train_model(
     config: BipeConfig,
-    blocks: Dataset[Any],
-    validation_blocks: Dataset[Any] | None,
+    blocks: Blocks,
+    validation_blocks: Blocks | None,
     settings: TrainingSettings,
     out_dir: str | Path,
     *,
@@ -66,9 +66,10 @@ def train_model(
 ) -> TrainedModel:
     """Train a model on blocks and leave it, with its history, in a folder.
 
-    The seed decides initial values (by parameter name), data order and dropout; none of the first two depends on the
-    encodings. A finished folder is loaded, an unfinished one resumed from its newest whole checkpoint, to the same
-    weights on a CPU as without the break. Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt.
+    The seed decides initial values (by parameter name), data order and dropout; the encodings change neither
+    of the first two. A finished folder is loaded, an unfinished one resumed from its newest whole checkpoint,
+    to the same weights on a CPU as without the break, and one where nothing was saved yet is begun anew.
+    Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt.
 
     Args:
         config: of the model; the longest offset of the blocks is recorded in the model's copy of it.
@@ -81,7 +82,7 @@ def train_model(
         on_progress: gets each row of the history as it is written; None shows a line on a terminal.
 
     Raises:
-        ValueError: the folder holds another run or a model of other origin, or the blocks do not fit the model.
+        ValueError: the folder holds another run or a foreign model, or ids are outside the vocabulary.
         RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
@@ -90,14 +91,15 @@ def train_model(
     if claim(run, identity, resume):
         return load_run(run)
     args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
-    model = _initial_model(config, blocks, settings, args)
+    order = run_order(blocks, settings, args)
+    model = _initial_model(config, blocks, order)
     if args.should_save:
         shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
         (run / ENVIRONMENT).write_text(json.dumps(describe_environment(), indent=1), encoding="utf-8")
 
     interruption = Interruption()
+    tokens_per_step = order.draws // settings.steps * len(blocks[0]["input_ids"])
     with nullcontext(on_progress) if on_progress else progress_line(settings.steps) as on_row:
-        tokens_per_step = len(run_order(blocks, settings, args)) // settings.steps * len(_block(blocks))
         history = HistoryRecorder(run, tokens_per_step, on_row, interruption.request)
         trainer = BlockTrainer(
             model,
@@ -113,7 +115,7 @@ def train_model(
         _finish(trainer, model, use_cache=config.use_cache)
         write_marker(run, identity, steps_done=settings.steps, finished=True)
     if interruption.requested:
-        raise KeyboardInterrupt(f"Training stopped at step {trainer.state.global_step}; {run} can be resumed.")
+        raise KeyboardInterrupt(f"Stopped at step {trainer.state.global_step}; {run} can be resumed.")
     return load_run(run)
 
 
@@ -122,8 +124,8 @@ def train_recipe(
 ) -> TrainedModel:
     """Read the text of a recipe, make tokenizer and blocks of it, and train its model.
 
-    Beside what `train_model` leaves in the folder stand the tokenizer and `recipe.yaml`, the resolved recipe. Where the
-    recipe names no validation text, the last twentieth of each training document's tokens is held out for it.
+    Beside what `train_model` leaves in the folder stand the tokenizer and `recipe.yaml`, the resolved recipe.
+    Where the recipe names no validation text, the last twentieth of each training document is held out.
 
     Args:
         recipe: everything that decides the run.
@@ -143,7 +145,7 @@ def train_recipe(
         return load_run(run)
     training, validation, tokenizer = _read_text(recipe.data)
     config = _configure(recipe, tokenizer, training)
-    length, eos = recipe.data.train_length, tokenizer.eos_token_id
+    length, eos = recipe.data.train_length, cast(int | None, tokenizer.eos_token_id)
     blocks = pack(training, length, eos, vocab_size=config.vocab_size)
     validation_blocks = pack(validation, length, eos, vocab_size=config.vocab_size)
     run.mkdir(parents=True, exist_ok=True)
@@ -165,7 +167,8 @@ def train_recipe(
 def load_run(run: Path) -> TrainedModel:
     """The model and the history of a finished run."""
     model = BipeForCausalLM.from_pretrained(run)
-    return TrainedModel(model.to("cuda" if torch.cuda.is_available() else "cpu"), read_history(run), run)
+    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    return TrainedModel(model, read_history(run), run)
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -184,7 +187,11 @@ def _read_text(data: DataSettings) -> tuple[list[Tensor], list[Tensor], PreTrain
         tokenizer = load_tokenizer(data.tokenizer)
     training = encode(documents, tokenizer)
     if data.validation is not None:
-        return training, encode(load_documents(data.validation, limit=data.max_documents), tokenizer), tokenizer
+        return (
+            training,
+            encode(load_documents(data.validation, limit=data.max_documents), tokenizer),
+            tokenizer,
+        )
     cuts = [len(ids) - len(ids) // HELD_OUT for ids in training]
     kept = [ids[:cut] for ids, cut in zip(training, cuts, strict=True)]
     return kept, [ids[cut:] for ids, cut in zip(training, cuts, strict=True)], tokenizer
@@ -214,25 +221,19 @@ def _sizes(recipe: Recipe) -> dict[str, Any]:
     return {**chosen, "max_position_embeddings": recipe.data.train_length}
 
 
-def _initial_model(
-    config: BipeConfig, blocks: Dataset[Any], settings: TrainingSettings, args: TrainingArguments
-) -> BipeForCausalLM:
+def _initial_model(config: BipeConfig, blocks: Blocks, order: SeededOrder) -> BipeForCausalLM:
     model = BipeForCausalLM(copy.deepcopy(config))
-    initialize_by_name(model, args.seed)
-    model.config.max_trained_offset = _longest_offset(model, blocks, run_order(blocks, settings, args).drawn())
+    initialize_by_name(model, order.seed)
+    model.config.max_trained_offset = _longest_offset(model, blocks, order.drawn())
     return model
 
 
-def _longest_offset(model: BipeForCausalLM, blocks: Dataset[Any], drawn: list[int]) -> int:
+def _longest_offset(model: BipeForCausalLM, blocks: Blocks, drawn: list[int]) -> int:
     longest = 0
-    for batch in batches(blocks, drawn, 256, torch.device("cpu")):
+    for batch in batches(blocks, drawn, 256):
         positions = model.positions(batch["input_ids"], document_ids=batch.get("document_ids"))
         longest = max(longest, int(positions.offset.max()))
     return longest
-
-
-def _block(blocks: Any) -> Tensor:
-    return blocks[0]["input_ids"]
 
 
 def _tensorboard(settings: TrainingSettings, run: Path) -> list[TrainerCallback]:
@@ -241,8 +242,10 @@ def _tensorboard(settings: TrainingSettings, run: Path) -> list[TrainerCallback]
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("tensorboard is not installed: pip install tensorboard, or set tensorboard to false.") from None
-    from transformers.integrations import TensorBoardCallback
+        raise ValueError(
+            "tensorboard is not installed: pip install tensorboard, or set tensorboard to false."
+        ) from None
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(str(run / "tensorboard")))]
 
@@ -256,7 +259,7 @@ def _run(trainer: BlockTrainer, interruption: Interruption) -> None:
 
 
 def _finish(trainer: BlockTrainer, model: BipeForCausalLM, use_cache: bool) -> None:
-    # Trainer has switched the cache off in the config, which every model loaded from the folder would inherit.
+    # Trainer has switched the cache off in the config, and models loaded from the folder would inherit that.
     model.config.use_cache = use_cache
     if trainer.args.should_save:
         model.save_pretrained(trainer.run)

@@ -1,13 +1,12 @@
 """transformers' Trainer on blocks of tokens, with the four things it lacks.
 
-An order that depends on the seed alone, token-weighted validation, a stop at the first loss or gradient that is not
-finite, and checkpoints that are either whole or not there.
+An order that depends on the seed alone, token-weighted validation, a stop at the first loss or gradient that
+is not finite, and checkpoints that are either whole or not there.
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +16,19 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from transformers.trainer_callback import PrinterCallback
 
 from . import checkpoints
-from .order import SeededOrder
+from .order import Blocks, SeededOrder, batches
 from .recipe import TrainingSettings
 
 
-def training_arguments(settings: TrainingSettings, run: Path, seed: int, validates: bool) -> TrainingArguments:
+def training_arguments(
+    settings: TrainingSettings, run: Path, seed: int, validates: bool
+) -> TrainingArguments:
     """The settings in transformers' words; what they leave open is set for small models on a CPU."""
     fields: dict[str, Any] = TrainingArguments.__dataclass_fields__
     on_accelerator = torch.cuda.is_available()
-    # transformers renamed the argument in 5.20 or so and warns about the old name.
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    # transformers renamed the argument on the way to 5.23, which warns about the old name.
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    checkpointing: dict[str, Any] = {new if new in fields else old: settings.gradient_checkpointing}
     return TrainingArguments(
         output_dir=str(checkpoints.staging_folder(run)),
         max_steps=settings.steps,
@@ -55,7 +57,7 @@ def training_arguments(settings: TrainingSettings, run: Path, seed: int, validat
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=on_accelerator,
-        **{checkpointing: settings.gradient_checkpointing},
+        **checkpointing,
     )
 
 
@@ -79,15 +81,15 @@ class BlockTrainer(Trainer):
         *,
         run: Path,
         settings: TrainingSettings,
-        blocks: Any,
-        validation_blocks: Any | None,
+        blocks: Blocks,
+        validation_blocks: Blocks | None,
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(
             model=model,
             args=args,
-            train_dataset=blocks,
-            eval_dataset=validation_blocks,
+            train_dataset=cast(Any, blocks),
+            eval_dataset=cast(Any, validation_blocks),
             data_collator=default_data_collator,
             callbacks=callbacks,
         )
@@ -97,7 +99,7 @@ class BlockTrainer(Trainer):
         self._bad_step = torch.tensor(-1, device=args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
-        return run_order(self.train_dataset, self.settings, self.args)
+        return run_order(cast(Any, self.train_dataset), self.settings, self.args)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         return super().create_scheduler(self.settings.schedule_steps or num_training_steps, optimizer)
@@ -106,7 +108,9 @@ class BlockTrainer(Trainer):
         # Nothing here reads the count, and making it walks all modules in every step.
         return 0
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._watch(loss)
         return loss
@@ -117,9 +121,9 @@ class BlockTrainer(Trainer):
         return norm
 
     def _watch(self, value: Tensor) -> None:
-        """Remember the first step with a value that is not finite; on a CPU, stop before the optimizer uses it.
+        """Remember the first step with a value that is not finite; on a CPU stop before it is used.
 
-        An accelerator would have to be waited for, so there the check falls due before a report and before saving.
+        An accelerator would have to be waited for, so there the check comes before reports and before saving.
         """
         bad = ~torch.isfinite(value) & (self._bad_step < 0)
         self._bad_step = torch.where(bad, self.state.global_step + 1, self._bad_step)
@@ -130,8 +134,8 @@ class BlockTrainer(Trainer):
         if (step := int(self._bad_step)) >= 0:
             raise RuntimeError(
                 f"Training diverged: the loss or its gradient is not finite at step {step}, learning rate "
-                f"{self._get_learning_rate():.3g}. Lower the learning rate or lengthen the warm-up; the last good "
-                f"checkpoint is kept in {self.run / checkpoints.FOLDER}."
+                f"{self._get_learning_rate():.3g}. Lower the learning rate or lengthen the warm-up; the last "
+                f"good checkpoint is kept in {self.run / checkpoints.FOLDER}."
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -143,7 +147,7 @@ class BlockTrainer(Trainer):
     ) -> dict[str, float]:
         """Mean loss over all target tokens of the validation blocks, and its exponential."""
         blocks = self.eval_dataset if eval_dataset is None else eval_dataset
-        loss = validation_loss(self.model, blocks, self.settings.batch_size)
+        loss = validation_loss(cast(nn.Module, self.model), cast(Any, blocks), self.settings.batch_size)
         metrics = {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -160,39 +164,31 @@ class BlockTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
 
-def run_order(blocks: Any, settings: TrainingSettings, args: TrainingArguments) -> SeededOrder:
+def run_order(blocks: Blocks, settings: TrainingSettings, args: TrainingArguments) -> SeededOrder:
     """The blocks of a whole run in their order."""
     draws = settings.steps * settings.batch_size * settings.gradient_accumulation * args.world_size
     return SeededOrder(len(blocks), draws, args.seed)
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, blocks: Any, batch_size: int) -> float:
+def validation_loss(model: nn.Module, blocks: Blocks, batch_size: int) -> float:
     """Mean cross-entropy in nats over the target tokens of all blocks.
 
     Args:
         model: a causal language model that takes what the blocks hold.
-        blocks: items of `input_ids` and `labels`, `(T,)` int64 each, and whatever else the model reads.
+        blocks: what to predict.
         batch_size: blocks in a forward pass.
     """
     was_training = model.training
     model.eval()
+    device = next(model.parameters()).device
     total, targets = 0.0, 0
-    for batch in batches(blocks, range(len(blocks)), batch_size, next(model.parameters()).device):
+    for batch in batches(blocks, range(len(blocks)), batch_size):
         count = int((batch["labels"][:, 1:] != -100).sum())
         if count:
-            total += float(model(**batch).loss) * count
+            total += float(model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss) * count
             targets += count
     model.train(was_training)
     if not targets:
         raise ValueError("The validation blocks hold no token to predict. Give more validation text.")
     return total / targets
-
-
-def batches(
-    blocks: Any, indices: range | list[int], size: int, device: torch.device
-) -> Iterator[dict[str, Tensor]]:
-    """Blocks by index, `size` at a time; unlike a DataLoader's, this order draws no random number."""
-    for start in range(0, len(indices), size):
-        batch = default_data_collator([blocks[index] for index in indices[start : start + size]])
-        yield {name: tensor.to(device) for name, tensor in batch.items()}

@@ -45,7 +45,9 @@ class Rope(InterEncoding):
     segmenter `every_token`, otherwise segments, `original_max_segments`.
     """
 
-    def __init__(self, config: LlamaConfig, *, theta: float | None = None, scaling: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: LlamaConfig, *, theta: float | None = None, scaling: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         assert theta is None and scaling is None, "`adopt` moves them into config.rope_parameters"
         self.rotary = LlamaRotaryEmbedding(_rotary_config(config))
@@ -74,21 +76,31 @@ class Rope(InterEncoding):
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
         if config.head_dim % 2:
-            raise ValueError(f"RoPE rotates pairs of channels, so head_dim must be even; got {config.head_dim}.")
+            raise ValueError(
+                f"RoPE rotates pairs of channels, so head_dim must be even; got {config.head_dim}."
+            )
         parameters = config.rope_parameters
         theta = parameters["rope_theta"]
         if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e12:
             raise ValueError(f"RoPE's theta must be a number above 1; got {theta!r}.")
         if "partial_rotary_factor" in parameters and parameters["partial_rotary_factor"] != 1:
-            raise ValueError("RoPE here rotates all channels of a head; partial_rotary_factor is not supported.")
+            raise ValueError(
+                "RoPE here rotates all channels of a head; partial_rotary_factor is not supported."
+            )
         cls._validate_unit(parameters, on_tokens=config.segmenter["type"] == "every_token")
 
     @staticmethod
     def _validate_unit(parameters: dict[str, Any], *, on_tokens: bool) -> None:
         rope_type, segments = parameters["rope_type"], parameters.get("original_max_segments")
         if on_tokens and segments is not None:
-            raise ValueError("The segmenter is every_token: give original_max_position_embeddings, in tokens.")
-        if not on_tokens and rope_type in LENGTH_THRESHOLDS and (not isinstance(segments, int) or segments < 1):
+            raise ValueError(
+                "The segmenter is every_token: give original_max_position_embeddings, in tokens."
+            )
+        if (
+            not on_tokens
+            and rope_type in LENGTH_THRESHOLDS
+            and (not isinstance(segments, int) or segments < 1)
+        ):
             raise ValueError(
                 f"On segments, rope_type {rope_type!r} needs original_max_segments, the trained length counted in "
                 f"segments; got {segments!r}."

@@ -1,0 +1,239 @@
+"""Every implementation of attention against the eager one, and the eager one against a loop."""
+
+import math
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bipe import SCHEMES, BipeForCausalLM
+from bipe.attention import ATTENTIONS
+from bipe.encodings.inter import Relation
+from bipe.encodings.inter.base import Bias
+
+ModelMaker = Callable[..., BipeForCausalLM]
+FAST = sorted(set(ATTENTIONS) - {"eager"})
+ROTATION_ONLY = sorted(name for name, scheme in SCHEMES.items() if scheme.inter["type"] != "alibi")
+BORDERS = torch.tensor([0, 7, 8, 15])
+
+
+def ids_of(rows: int, tokens: int) -> Tensor:
+    return torch.randint(12, (rows, tokens), generator=torch.Generator().manual_seed(tokens))
+
+
+def mask_of(*pads: int, tokens: int) -> Tensor:
+    """Rows padded on the left (positive) or on the right (negative)."""
+    rows = [[0] * max(pad, 0) + [1] * (tokens - abs(pad)) + [0] * max(-pad, 0) for pad in pads]
+    return torch.tensor(rows)
+
+
+def documents_of(rows: int, tokens: int) -> Tensor:
+    """The border moves by one from row to row."""
+    column = torch.arange(tokens)
+    return torch.stack([torch.bucketize(column, BORDERS + row, right=True) for row in range(rows)])
+
+
+BATCHES: dict[str, dict[str, Tensor]] = {
+    "plain": {"input_ids": ids_of(2, 20)},
+    "one_token": {"input_ids": ids_of(3, 1)},
+    "longer_than_two_blocks": {"input_ids": ids_of(2, 300)},
+    "left_padded": {"input_ids": ids_of(3, 20), "attention_mask": mask_of(5, 0, 19, tokens=20)},
+    "right_padded": {"input_ids": ids_of(3, 20), "attention_mask": mask_of(-5, 0, -19, tokens=20)},
+    "long_and_padded": {"input_ids": ids_of(2, 300), "attention_mask": mask_of(140, -9, tokens=300)},
+    "packed": {"input_ids": ids_of(2, 20), "document_ids": documents_of(2, 20)},
+    "packed_and_padded": {
+        "input_ids": ids_of(2, 20),
+        "document_ids": documents_of(2, 20),
+        "attention_mask": mask_of(3, -4, tokens=20),
+    },
+}
+
+
+def logits_and_gradients(
+    model: BipeForCausalLM, batch: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits at real tokens, and the gradients of a sum over them that treats no two alike."""
+    logits = model(**batch).logits
+    real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+    logits = logits[real]
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
+    (logits * weights).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach(), gradients
+
+
+@pytest.mark.parametrize("batch", sorted(BATCHES))
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("attention", FAST)
+def test_fast_attention_matches_eager_in_logits_and_gradients(
+    make_model: ModelMaker, attention: str, scheme: str, batch: str
+) -> None:
+    fast = logits_and_gradients(make_model(scheme, attn_implementation=attention), BATCHES[batch])
+    slow = logits_and_gradients(make_model(scheme, attn_implementation="eager"), BATCHES[batch])
+    torch.testing.assert_close(fast[0], slow[0], rtol=1e-4, atol=1e-4)
+    assert fast[1].keys() == slow[1].keys()
+    for name, gradient in slow[1].items():
+        tolerance = 1e-5 * max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(fast[1][name], gradient, rtol=1e-3, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("scheme", ["bipe-rope", "bipe-alibi"])
+@pytest.mark.parametrize("attention", FAST)
+def test_grouped_query_heads_match_eager(
+    make_model: ModelMaker, attention: str, scheme: str, kv_heads: int
+) -> None:
+    fast, slow = (
+        make_model(scheme, num_key_value_heads=kv_heads, attn_implementation=name)
+        for name in (attention, "eager")
+    )
+    ids = ids_of(2, 20)
+    torch.testing.assert_close(fast(ids).logits, slow(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+class TableBias(Bias):
+    """A bias read from a `(B, H, T, S)` table."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        return self.table[:, :, rows, columns]
+
+
+def naive_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, visible: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax over the visible keys, one query at a time, in float64."""
+    batch, heads, targets, width = query.shape
+    group = heads // key.shape[1]
+    mixed = torch.zeros(batch, targets, heads, width, dtype=torch.float64)
+    weights = torch.zeros(batch, heads, targets, key.shape[2], dtype=torch.float64)
+    for b in range(batch):
+        for h in range(heads):
+            for t in range(targets):
+                seen = [s for s in range(key.shape[2]) if visible[b, t, s]]
+                logits = [
+                    float(query[b, h, t].double() @ key[b, h // group, s].double()) * scaling
+                    + float(bias[b, h, t, s])
+                    for s in seen
+                ]
+                share = torch.tensor([math.exp(logit - max(logits)) for logit in logits], dtype=torch.float64)
+                weights[b, h, t, seen] = share / share.sum()
+                mixed[b, t, h] = weights[b, h, t] @ value[b, h // group].double()
+    return mixed, weights
+
+
+def random_attention_inputs(targets: int, sources: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    shapes = {"query": (2, 4, targets, 8), "key": (2, 2, sources, 8), "value": (2, 2, sources, 8)}
+    return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+
+
+def as_mask(visible: Tensor, attention: str) -> Tensor:
+    """`(B, T, S)` bool in the form the implementation takes: numbers for eager, booleans for the others."""
+    if attention != "eager":
+        return visible[:, None]
+    return torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[:, None]
+
+
+@pytest.mark.parametrize("attention", sorted(ATTENTIONS))
+@pytest.mark.parametrize(("targets", "sources"), [(7, 7), (3, 9), (1, 9)])
+def test_attention_is_a_softmax_over_visible_keys(attention: str, targets: int, sources: int) -> None:
+    tensors = random_attention_inputs(targets, sources)
+    bias = 3 * torch.randn(2, 4, targets, sources, generator=torch.Generator().manual_seed(4))
+    visible = torch.ones(2, targets, sources).tril(sources - targets).bool()
+    visible[1, :, 0] = targets == sources
+    layer = SimpleNamespace(num_key_value_groups=2, training=False)
+    mixed, weights = ATTENTIONS[attention](
+        layer,
+        *tensors.values(),
+        as_mask(visible, attention),
+        relation=Relation(bias=TableBias(bias)),
+        scaling=0.3,
+    )
+    expected, expected_weights = naive_attention(**tensors, bias=bias, visible=visible, scaling=0.3)
+    torch.testing.assert_close(mixed.double(), expected, rtol=1e-5, atol=1e-5)
+    if weights is not None:
+        torch.testing.assert_close(weights.double(), expected_weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["bipe-rope", "bipe-alibi", "nope"])
+def test_eager_weights_sum_to_one_over_what_may_be_seen(make_model: ModelMaker, scheme: str) -> None:
+    model = make_model(scheme, attn_implementation="eager")
+    batch = BATCHES["packed_and_padded"]
+    attentions = model(**batch, output_attentions=True).attentions
+    assert attentions is not None
+    assert len(attentions) == 2
+    real, documents = batch["attention_mask"].bool(), batch["document_ids"]
+    visible = (
+        (documents[:, :, None] == documents[:, None, :]) & real[:, None, :] & torch.ones(20, 20).tril().bool()
+    )
+    for weights in attentions:
+        assert weights.shape == (2, 4, 20, 20)
+        rows = weights.transpose(1, 2)[real]
+        torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
+        assert not rows[(~visible)[real][:, None].expand_as(rows)].any()
+
+
+class KernelCalls:
+    """Stands in for torch's fused kernel and remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.kernel = nn.functional.scaled_dot_product_attention
+
+    def __call__(self, *tensors: Tensor, **options: Any) -> Tensor:
+        self.calls.append(options)
+        return self.kernel(*tensors, **options)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 20, dtype=torch.int64)])
+@pytest.mark.parametrize("scheme", ROTATION_ONLY)
+def test_rotations_alone_take_the_causal_kernel_without_a_mask(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, scheme: str, mask: Tensor | None
+) -> None:
+    kernel = KernelCalls()
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", kernel)
+    make_model(scheme, attn_implementation="sdpa")(ids_of(2, 20), attention_mask=mask)
+    assert [(call["attn_mask"], call["is_causal"]) for call in kernel.calls] == [(None, True)] * 2
+
+
+def test_the_default_is_the_fused_kernel(make_model: ModelMaker) -> None:
+    assert make_model("bipe-rope").config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "spda"])
+def test_an_unknown_implementation_is_refused_with_the_choices(
+    make_model: ModelMaker, attention: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"{attention}.*eager.*sdpa"):
+        make_model("rope", attn_implementation=attention)
+    with pytest.raises(ValueError, match=rf"{attention}.*eager.*sdpa"):
+        make_model("rope").set_attn_implementation(attention)
+
+
+def test_weights_are_refused_where_there_are_none(make_model: ModelMaker) -> None:
+    model = make_model("rope", attn_implementation="sdpa")
+    with pytest.raises(ValueError, match="eager"):
+        model(ids_of(1, 4), output_attentions=True)
+    with pytest.raises(ValueError, match="eager"):
+        model.generate(ids_of(1, 4), max_new_tokens=1, output_attentions=True, return_dict_in_generate=True)
+
+
+def test_the_decoder_alone_refuses_weights_too(make_model: ModelMaker) -> None:
+    model = make_model("rope", attn_implementation="sdpa")
+    with pytest.raises(ValueError, match="eager"):
+        model.model(ids_of(1, 4), output_attentions=True)
+
+
+def test_dropout_of_attention_is_off_in_eval_and_on_in_training(make_model: ModelMaker) -> None:
+    for attention in sorted(ATTENTIONS):
+        model = make_model("bipe-alibi", attn_implementation=attention, attention_dropout=0.5)
+        plain = make_model("bipe-alibi", attn_implementation=attention)
+        ids = ids_of(2, 20)
+        assert torch.equal(model(ids).logits, plain(ids).logits)
+        assert not torch.equal(model.train()(ids).logits, plain(ids).logits)

@@ -1,0 +1,173 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import Field, ValidationError
+
+from bipe.training import Recipe, TrainingSettings, dump_recipe, load_recipe, parse_overrides
+from bipe.training.recipe import Settings, read_settings
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+MINIMAL = {"scheme": "bipe-rope", "data": {"train": ["text.txt"]}, "training": {"steps": 10}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_recipe(**changes):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+        return path
+
+    return write_recipe
+
+
+@pytest.mark.parametrize(
+    "path",
+    [RECIPES / "tiny.yaml", *sorted((RECIPES / "language_modelling").glob("*.yaml"))],
+    ids=lambda path: path.stem,
+)
+def test_committed_recipes_are_valid_and_survive_a_dump(path, tmp_path):
+    recipe = load_recipe(path)
+    (tmp_path / "dumped.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "dumped.yaml") == recipe
+
+
+def test_the_paper_size_recipe_has_the_batch_of_the_paper():
+    recipe = load_recipe(RECIPES / "language_modelling" / "bipe-rope-151m.yaml")
+    training, model = recipe.training, recipe.model
+    assert training.batch_size * training.gradient_accumulation * 8 == 256
+    assert (training.learning_rate, training.weight_decay, training.warmup_steps) == (1e-4, 0.01, 10_000)
+    assert (training.schedule, training.schedule_steps, training.steps) == ("linear", 1_000_000, 500_000)
+    assert (model.num_hidden_layers, model.num_attention_heads) == (12, 12)
+    assert (model.hidden_size, model.intermediate_size, recipe.data.train_length) == (768, 3072, 1024)
+
+
+def test_overrides_are_typed_by_the_setting(write):
+    overrides = {
+        "training.steps": "250",
+        "learning_rate": "3e-4",
+        "bf16": "true",
+        "validation": "null",
+        "train": "[a.txt, b.txt]",
+        "inter": "{type: alibi, scale: 20.0}",
+        "tokenizer": "no",
+    }
+    recipe = load_recipe(write(), overrides)
+    assert recipe.training.steps == 250
+    assert recipe.training.learning_rate == 3e-4
+    assert recipe.training.bf16 is True
+    assert recipe.data.validation is None
+    assert recipe.data.train == ["a.txt", "b.txt"]
+    assert recipe.data.tokenizer == "no"
+    assert recipe.model.inter == {"type": "alibi", "scale": 20.0}
+
+
+def test_a_rate_that_yaml_reads_as_text_is_a_number(write):
+    # PyYAML takes 1e-4, without a point, for a string.
+    path = write()
+    path.write_text(path.read_text().replace("steps: 10", "steps: 10\n  learning_rate: 1e-4"))
+    assert load_recipe(path).training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": "rope"}, r"unknown setting 'schema', choose one of: scheme, rule, seed, data"),
+        (
+            {"training": {"steps": 5, "step": 6}},
+            r"unknown setting 'training.step', choose one of: steps, batch",
+        ),
+        ({"training": {}}, r"the setting 'training.steps' is missing"),
+        ({"training": {"steps": 0}}, r"training.steps: .*greater than or equal to 1, got 0"),
+        ({"training": {"steps": 10.5}}, r"training.steps: .*integer.*got 10.5"),
+        ({"training": {"steps": 10**12}}, r"training.steps: .*less than or equal to 1000000000"),
+        (
+            {"training": {"steps": 10, "learning_rate": -1}},
+            r"training.learning_rate: .*greater than 0, got -1",
+        ),
+        ({"training": {"steps": 10, "learning_rate": ".nan"}}, r"training.learning_rate: .*got '.nan'"),
+        ({"training": {"steps": 10, "schedule": "constant"}}, r"training.schedule: .*'cosine' or 'linear'"),
+        ({"training": {"steps": 10, "warmup_steps": 10}}, r"warmup_steps must be below the 10 steps"),
+        (
+            {"training": {"steps": 10, "schedule_steps": 9}},
+            r"schedule_steps must be at least steps, 10; got 9",
+        ),
+        ({"data": {"train": []}}, r"data.train: .*at least 1 item"),
+        ({"data": {"train": ["a"], "train_length": 1}}, r"data.train_length: .*got 1"),
+        ({"model": {"hidden_size": 0}}, r"model.hidden_size: .*got 0"),
+        ({"model": {"attention_dropout": 1.0}}, r"model.attention_dropout: .*less than 1, got 1.0"),
+        ({"seed": -1}, r"seed: .*got -1"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(write, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_recipe(write(**changes))
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, ValidationError)
+
+
+def test_an_unknown_override_lists_the_settings(write):
+    with pytest.raises(
+        ValueError, match=r"Unknown setting 'training.stepz'. Choose one of: scheme, .*training.steps"
+    ):
+        load_recipe(write(), {"training.stepz": "3"})
+
+
+def test_an_override_that_stands_for_several_settings_is_refused():
+    class Part(Settings):
+        size: int = 1
+
+    class Whole(Settings):
+        left: Part = Field(default_factory=Part)
+        right: Part = Field(default_factory=Part)
+
+    assert read_settings(Whole, None, {"left.size": "2"}).left.size == 2
+    with pytest.raises(ValueError, match=r"'size' stands for several; write one of: left.size, right.size"):
+        read_settings(Whole, None, {"size": "2"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        ("scheme: [rope", "line 2 is not YAML"),
+        ("- rope", "must hold a mapping with scheme, .*; got list"),
+        ("", "must hold a mapping with scheme, .*; got NoneType"),
+    ],
+)
+def test_a_file_that_is_no_recipe_says_so(tmp_path, content, message):
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_text(content + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path)
+
+
+def test_an_override_inside_what_is_no_group_says_so(write):
+    with pytest.raises(ValueError, match="training must hold settings by name; got 5"):
+        load_recipe(write(training=5), {"training.steps": "3"})
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe.model_validate(MINIMAL).seed = 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["steps", "3"], "given as --name value; got 'steps'"), (["--steps"], "--steps has no value")],
+)
+def test_a_command_line_that_is_no_list_of_settings_says_so(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        parse_overrides(arguments)
+
+
+def test_every_setting_is_documented():
+    for settings in (Recipe, *(field.annotation for field in Recipe.model_fields.values())):
+        for name, field in getattr(settings, "model_fields", {}).items():
+            has_group = isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+            assert field.description or has_group, name
+
+
+def test_defaults_run():
+    assert TrainingSettings(steps=1).steps == 1
