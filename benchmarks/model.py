@@ -2,21 +2,23 @@
 
     python benchmarks/model.py --lengths 1024,4096 --pairs 7
 
-The two models step in turn inside one process, so that the machine's speed cancels out; the figure to quote is the median
-of the ratios, with the smallest and the largest.
+The two models step in turn inside one process, so that the machine's speed cancels out; the figure to quote
+is the median of the ratios, with the smallest and the largest.
 """
 
 import argparse
 import json
 import statistics
 import time
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from bipe.models import SCHEMES, BipeConfig, BipeForCausalLM
 
-SIZE = {
+SIZE: dict[str, Any] = {
     "vocab_size": 8000,
     "hidden_size": 768,
     "intermediate_size": 2048,
@@ -31,8 +33,9 @@ SEGMENT_ENDS = range(400)
 class Stepper:
     """A model that takes training steps and times them."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.train()
+    def __init__(self, model: PreTrainedModel, device: str) -> None:
+        self.model = nn.Module.to(model, device).train()
+        assert model.config._attn_implementation == "sdpa"
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def seconds(self, ids: torch.Tensor) -> float:
@@ -55,8 +58,8 @@ def measure(scheme: str, length: int, pairs: int) -> dict[str, object]:
     """Ratios of the scheme's step to Llama's at one length."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = BipeConfig.from_scheme(scheme, end_token_ids=SEGMENT_ENDS, tokens_per_segment=20.0, **SIZE)
-    llama = Stepper(LlamaForCausalLM(LlamaConfig(**SIZE, attn_implementation="sdpa")).to(device))
-    ours = Stepper(BipeForCausalLM(config).to(device))
+    llama = Stepper(LlamaForCausalLM(LlamaConfig(**SIZE)), device)
+    ours = Stepper(BipeForCausalLM(config), device)
     ids = torch.randint(0, SIZE["vocab_size"], (1, length), device=device)
     for stepper in (llama, ours):
         stepper.seconds(ids)
@@ -80,7 +83,7 @@ def measure(scheme: str, length: int, pairs: int) -> dict[str, object]:
 
 def main() -> None:
     """Print a line, or with `--json` an object, for each scheme and length."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Step times relative to Llama.")
     parser.add_argument("--schemes", default="bipe-rope", help=f"of {', '.join(SCHEMES)}")
     parser.add_argument("--lengths", default="1024,4096")
     parser.add_argument("--pairs", type=int, default=7)
@@ -93,9 +96,10 @@ def main() -> None:
             if options.json:
                 print(json.dumps(row))
             else:
+                spread = f"median of {options.pairs}; {row['low']:.3f} to {row['high']:.3f}"
+                machine = f"{row['threads']} threads, {row['device']}"
                 print(
-                    f"{scheme} at {length} tokens: {row['median']:.3f} of Llama's step (median of {options.pairs}; "
-                    f"{row['low']:.3f} to {row['high']:.3f}), {row['threads']} threads, {row['device']}"
+                    f"{scheme} at {length} tokens: {row['median']:.3f} of Llama's step ({spread}), {machine}"
                 )
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -67,7 +67,7 @@ class EvaluationSettings(Settings):
 
 
 class Comparison(Settings):
-    """All that decides a comparison; what differs between its runs is scheme, seed and learning rate alone."""
+    """All that decides a comparison; its runs differ in scheme, seed and learning rate alone."""
 
     schemes: list[str] = Field(default=["rope", "alibi", "bipe-rope", "bipe-alibi"], min_length=1)
     """Keys of `bipe.SCHEMES`."""
@@ -75,10 +75,11 @@ class Comparison(Settings):
     """Runs of each scheme, with the seeds 0, 1, ..."""
     rule: str = "paper"
     """The rule by which tokens end a segment."""
-    data: DataSettings = Field(default_factory=lambda: DataSettings(train="stdlib"))
+    data: DataSettings = Field(default_factory=lambda: DataSettings(train=["stdlib"]))
     """The training text; its validation text picks the learning rate."""
     test: list[str] | None = None
-    """Where the test text comes from; null holds out whole documents of the training text, or the end of a single one."""
+    """Where the test text comes from; null holds out whole documents of the training text, or the end of a
+    single one."""
     model: ModelSettings = Field(default_factory=ModelSettings)
     """The size of the models."""
     training: TrainingSettings = Field(default_factory=lambda: TrainingSettings(steps=400))
@@ -156,13 +157,15 @@ class Job:
 def compare(settings: Comparison, out: str | Path, *, workers: int = 1, say: Say = print) -> Path:
     """Train and measure every scheme with every seed, and write the report.
 
-    A folder that an earlier call with the same settings left unfinished is continued. The learning rate of each scheme is
-    the one with the lowest perplexity on the validation text, among the same few; every run of the comparison sees the
-    same blocks in the same order and starts from the same values in the parameters that it shares with the others.
+    A folder that an earlier call with the same settings left unfinished is continued. The learning rate of
+    each scheme is the one with the lowest perplexity on the validation text, among the same few; every run
+    of the comparison sees the same blocks in the same order and starts from the same values in the
+    parameters that it shares with the others.
 
     Args:
         settings: what to compare.
-        out: the folder for everything that comes out; `scores.jsonl`, `summary.md` and `report.html` among it.
+        out: the folder for everything that comes out; `scores.jsonl`, `summary.md` and `report.html` among
+            it.
         workers: runs at a time, each in a process of its own if there are several; they share the cores.
         say: gets a line for each step of the work.
 
@@ -170,7 +173,8 @@ def compare(settings: Comparison, out: str | Path, *, workers: int = 1, say: Say
         The path of `report.html`.
 
     Raises:
-        ValueError: the folder holds another comparison, a name is unknown, or a length does not fit in the test text.
+        ValueError: the folder holds another comparison, a name is unknown, or a length does not fit in the
+            test text.
         RuntimeError: a loss stopped being finite.
         KeyboardInterrupt: after Ctrl-C; the same call goes on where this one stopped.
     """
@@ -277,8 +281,8 @@ def _check_lengths(settings: Comparison, corpus: Corpus) -> None:
     longest = max(len(document) for document in corpus.test)
     if settings.lengths[-1] > longest:
         raise ValueError(
-            f"The longest length, {settings.lengths[-1]} tokens, does not fit in the test text, whose longest document has "
-            f"{longest}. Ask for shorter --lengths or give longer --test documents."
+            f"The longest length, {settings.lengths[-1]} tokens, does not fit in the test text, whose "
+            f"longest document has {longest}. Ask for shorter --lengths or give longer --test documents."
         )
 
 
@@ -300,7 +304,7 @@ def _do(job: Job) -> int:
     )
     corpus = _load_corpus(job.out, settings.rule, settings.data.train_length)
     config = _config(settings, corpus, job.scheme)
-    eos, length = corpus.tokenizer.eos_token_id, settings.data.train_length
+    eos, length = cast("int | None", corpus.tokenizer.eos_token_id), settings.data.train_length
     trained = train_model(
         config,
         pack(corpus.train, length, eos),
@@ -368,9 +372,8 @@ def _pick_rates(
     for number, (job, _) in enumerate(run_all(jobs), start=1):
         perplexity = _validation_perplexity(job)
         found[job.scheme][job.learning_rate] = perplexity
-        say(
-            f"[rate {number}/{len(jobs)}] {job.scheme} at {job.learning_rate:g}: validation perplexity {perplexity:.1f}"
-        )
+        place = f"[rate {number}/{len(jobs)}] {job.scheme} at {job.learning_rate:g}"
+        say(f"{place}: validation perplexity {perplexity:.1f}")
     (out / "sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     return {scheme: min(by_rate, key=lambda rate: by_rate[rate]) for scheme, by_rate in found.items()}
 

@@ -49,8 +49,8 @@ def document_starts(real: Tensor, document_ids: Tensor | None = None) -> Tensor:
 
     Args:
         real: `(B, T)` bool, false on padding.
-        document_ids: `(B, T)` int64, equal on the tokens of a document and different on neighbouring documents.
-            None means one document a row.
+        document_ids: `(B, T)` int64, equal on the tokens of a document and different on neighbouring
+            documents. None means one document a row.
     """
     first = real & (_count_before(real) == 0)
     if document_ids is None:
@@ -77,9 +77,9 @@ def bilevel_positions(
 ) -> BilevelPositions:
     """Positions from the flags that end segments.
 
-    The token that ends a segment belongs to it. `segment`, `offset` and `token` restart at 0 at the first token of each
-    document and at the first real token after padding on the left. Padding is not counted and has position 0.
-    No position depends on later tokens.
+    The token that ends a segment belongs to it. `segment`, `offset` and `token` restart at 0 at the first
+    token of each document and at the first real token after padding on the left. Padding is not counted and
+    has position 0. No position depends on later tokens.
 
     >>> is_end = torch.tensor([[False, False, True, False, True, True, False]])
     >>> bilevel_positions(is_end).offset.tolist(), bilevel_positions(is_end).segment.tolist()
@@ -100,13 +100,15 @@ def bilevel_positions(
     ):
         if tensor is not None and (tensor.dim() != 2 or tensor.shape != is_end.shape):
             raise ValueError(
-                f"{name} must have the shape (B, T) of is_end, {tuple(is_end.shape)}; got {tuple(tensor.shape)}."
+                f"{name} must have the shape (B, T) of is_end, {tuple(is_end.shape)}; "
+                f"got {tuple(tensor.shape)}."
             )
     real = torch.ones_like(is_end, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     starts = document_starts(real, document_ids)
     ended = real & is_end.bool()
     tokens_before, ends_before = _count_before(real), _count_before(ended)
-    # `roll` brings the last column to the front, which is harmless: no token precedes column 0, so its count is 0.
+    # `roll` brings the last column to the front, which is harmless: no token precedes column 0, so its count
+    # is 0.
     segment_starts = starts | ended.roll(1, dims=-1)
     segment = ends_before - _value_at_last(starts, ends_before)
     offset = tokens_before - _value_at_last(segment_starts, tokens_before)
@@ -117,7 +119,8 @@ def bilevel_positions(
 def document_ids_from_position_ids(position_ids: Tensor, real: Tensor | None = None) -> Tensor:
     """Documents of a packed batch that is described by `position_ids` alone.
 
-    Any step other than +1 between neighbouring real tokens starts a document, as in transformers' mask creation.
+    Any step other than +1 between neighbouring real tokens starts a document, as in transformers' mask
+    creation.
 
     >>> document_ids_from_position_ids(torch.tensor([[0, 1, 2, 0, 1]])).tolist()
     [[0, 0, 0, 1, 1]]

@@ -1,7 +1,7 @@
 """Look-up in the plain dictionaries that serve as registries."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 V = TypeVar("V")
@@ -27,15 +27,14 @@ def choose(kind: str, table: Mapping[str, V], name: str) -> V:
         raise ValueError(f"Unknown {kind} {name!r}. Choose one of: {', '.join(sorted(table))}.") from None
 
 
-def split_spec(
-    kind: str, table: Mapping[str, Callable[..., V]], spec: Any
-) -> tuple[Callable[..., V], dict[str, Any]]:
+def split_spec(kind: str, table: Mapping[str, type[V]], spec: Any) -> tuple[type[V], dict[str, Any]]:
     """Split `{"type": name, **options}` into the registered class and its options.
 
     The options are the keyword parameters of the class (its keyword-only ones where it has any).
 
     Raises:
-        ValueError: `spec` is not a dictionary with a `"type"`, the type is unknown, or an option is unknown or missing.
+        ValueError: `spec` is not a dictionary with a `"type"`, the type is unknown, or an option is unknown
+            or missing.
     """
     if not isinstance(spec, Mapping) or "type" not in spec:
         raise ValueError(f'The {kind} is given as {{"type": name, ...}}; got {spec!r}.')

@@ -38,6 +38,5 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps(score.to_dict()))
         else:
-            typer.echo(
-                f"{score.length:>8} {score.metric:<18} {score.value:10.3f}  [{score.low:.3f}, {score.high:.3f}]"
-            )
+            interval = f"[{score.low:.3f}, {score.high:.3f}]"
+            typer.echo(f"{score.length:>8} {score.metric:<18} {score.value:10.3f}  {interval}")

@@ -50,7 +50,7 @@ def test_a_recipe_leaves_model_tokenizer_and_resolved_recipe(make_recipe, tmp_pa
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     ids = torch.tensor([tokenizer.encode("The cat sat")])
     assert torch.equal(model(ids).logits, trained.model(ids).logits)
-    assert model.config.intra["max_offset"] == 32
+    assert model.config.intra == {"type": "learned", "max_offset": 32}
     assert model.config.scheme == "bipe-rope"
     ends = TokenSet.from_tokenizer(tokenizer, rule="paper").to_spec()["end_token_ids"]
     assert model.config.segmenter["end_token_ids"] == ends
@@ -64,7 +64,7 @@ def test_the_automatic_scale_is_the_mean_segment_of_the_text_trained_on(make_rec
         ids[: len(ids) - len(ids) // 20] for ids in encode(load_documents(recipe.data.train), tokenizer)
     ]
     expected = mean_tokens_per_segment(documents, TokenSet.from_tokenizer(tokenizer, rule="paper"), cap=32)
-    assert model.config.inter["scale"] == expected
+    assert model.config.inter == {"type": "alibi", "scale": expected}
 
 
 def test_the_dictionaries_of_a_recipe_replace_the_schemes(make_recipe, tmp_path):

@@ -1,5 +1,7 @@
 """Attention written out: the oracle for every other implementation."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import repeat_kv
@@ -25,7 +27,8 @@ def eager_attention(
         query: `(B, H, T, K)`, rotated.
         key: `(B, H / groups, S, K)`, rotated.
         value: `(B, H / groups, S, K)`.
-        attention_mask: `(B, 1, T, S)` float, 0 where a key may be seen and the most negative number elsewhere.
+        attention_mask: `(B, 1, T, S)` float, 0 where a key may be seen and the most negative number
+            elsewhere.
         relation: its bias is added to the logits.
         scaling: factor of the logits.
         dropout: probability of dropping a weight.
@@ -33,7 +36,7 @@ def eager_attention(
     Returns:
         The mixed values `(B, T, H, K)` in the dtype of `query`, and the weights `(B, H, T, S)` float32.
     """
-    groups = module.num_key_value_groups
+    groups = cast("int", module.num_key_value_groups)
     key, value = repeat_kv(key, groups).float(), repeat_kv(value, groups).float()
     logits = torch.matmul(query.float(), key.transpose(2, 3)) * scaling
     if relation.bias is not None:

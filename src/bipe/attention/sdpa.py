@@ -1,5 +1,7 @@
 """Attention through torch's fused kernel."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -13,7 +15,10 @@ BLOCK = 128
 
 
 def _masked_bias(bias: Bias, mask: Tensor | None, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-    """The additive mask of a block, `(B, H, t, s)` in `dtype`; without a mask, query `i` sees the keys up to key `i`."""
+    """The additive mask of a block, `(B, H, t, s)` in `dtype`.
+
+    Without a mask, query `i` sees the keys up to key `i`.
+    """
     block = bias.block(rows, columns).to(dtype)
     if mask is None:
         row, column = (torch.arange(part.start, part.stop, device=block.device) for part in (rows, columns))
@@ -38,15 +43,16 @@ def sdpa_attention(
 ) -> tuple[Tensor, None]:
     """`scaled_dot_product_attention`: without a bias in one call, with a bias in blocks of queries.
 
-    A block of queries sees only the keys before its end, and only the bias of one block is in memory at a time.
+    A block of queries sees only the keys before its end, and only the bias of one block is in memory at a
+    time.
 
     Args:
         module: the attention layer; its `num_key_value_groups` and `training` are read.
         query: `(B, H, T, K)`, rotated.
         key: `(B, H / groups, S, K)`, rotated.
         value: `(B, H / groups, S, K)`.
-        attention_mask: `(B, 1, T, S)` bool, true where a key may be seen, or None for the causal order from the first key on;
-            a single query without a mask sees all keys.
+        attention_mask: `(B, 1, T, S)` bool, true where a key may be seen, or None for the causal order from
+            the first key on; a single query without a mask sees all keys.
         relation: its bias is added to the logits.
         scaling: factor of the logits.
         dropout: probability of dropping a weight.
@@ -58,7 +64,7 @@ def sdpa_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=True
         )
-    groups = module.num_key_value_groups
+    groups = cast("int", module.num_key_value_groups)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     targets, sources = query.shape[2], key.shape[2]
     if attention_mask is None and targets == 1:

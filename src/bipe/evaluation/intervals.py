@@ -28,7 +28,8 @@ def interval(statistic: Callable[..., Array], *window_values: Array) -> tuple[fl
         window_values: each `(windows,)`, all of the same windows in the same order, which are drawn together.
 
     Returns:
-        The value on all windows, and the ends of the interval, which are the value itself where there is one window.
+        The value on all windows, and the ends of the interval, which are the value itself where there is one
+        window.
     """
     value = float(statistic(*(values.sum(dtype=np.float64) for values in window_values)))
     sums = [_block_sums(values) for values in window_values]

@@ -5,13 +5,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bipe.models import BipeForCausalLM
 from bipe.registry import choose
 
 from .base import Run, Score
@@ -82,8 +84,8 @@ def _same_targets(
         ends = [ends[position] for position in np.linspace(0, len(ends) - 1, most).round().astype(int)]
     if len(ends) < ENOUGH_WINDOWS:
         warnings.warn(
-            f"Only {len(ends)} windows of {longest} tokens fit in the test text; fewer than {ENOUGH_WINDOWS} are too few "
-            "for narrow intervals.",
+            f"Only {len(ends)} windows of {longest} tokens fit in the test text; fewer than "
+            f"{ENOUGH_WINDOWS} are too few for narrow intervals.",
             stacklevel=3,
         )
     return {
@@ -115,10 +117,10 @@ PROTOCOLS = {"same_targets": _same_targets, "blocks": _blocks}
 
 @torch.inference_mode()
 def _score(model: PreTrainedModel, batch: Tensor, scored: int) -> Tensor:
-    """Losses `(B, scored)` float32 of the last `scored` tokens of each window; the head runs a slice at a time."""
+    """Losses `(B, scored)` float32 of the last tokens of each window; the head runs a slice at a time."""
     hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, -scored - 1 : -1]
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), batch[:, -scored:].reshape(-1)
-    head = model.get_output_embeddings()
+    head = cast("nn.Module", model.get_output_embeddings())
     losses = [
         torch.nn.functional.cross_entropy(head(some).float(), wanted, reduction="none")
         for some, wanted in zip(rows.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True)
@@ -140,7 +142,7 @@ def _measure(
             if token_bytes is None
             else token_bytes[targets].sum(dim=1)
         )
-        if hasattr(model, "positions"):
+        if isinstance(model, BipeForCausalLM):
             positions = model.positions(batch)
             tokens += batch.numel()
             segments += int((positions.offset == 0).sum())
@@ -161,8 +163,8 @@ def _checked_lengths(documents: Sequence[Tensor], lengths: Sequence[int]) -> lis
     longest = max((len(document) for document in documents), default=0)
     if longest < lengths[-1]:
         raise ValueError(
-            f"The longest length, {lengths[-1]}, does not fit in any test document; the longest has {longest} tokens. "
-            "Test on longer documents or ask for shorter lengths."
+            f"The longest length, {lengths[-1]}, does not fit in any test document; the longest has "
+            f"{longest} tokens. Test on longer documents or ask for shorter lengths."
         )
     return lengths
 
@@ -176,7 +178,7 @@ def window_losses(
     token_bytes: Tensor | None = None,
     max_windows: int | None = None,
 ) -> Curve:
-    """Losses of every window at every length; `length_curve` condenses them, `paired_differences` compares two.
+    """Losses of every window at every length, which `length_curve` condenses.
 
     Args:
         model: any causal language model of transformers; in eval mode meanwhile.
@@ -184,7 +186,8 @@ def window_losses(
         lengths: context lengths in tokens.
         protocol: `"same_targets"` or `"blocks"`; see `length_curve`.
         token_bytes: `(V,)` int64, UTF-8 bytes of each token, for bits per byte.
-        max_windows: at most so many windows (of the shortest length, for `"blocks"`), spread evenly; None for all.
+        max_windows: at most so many windows (of the shortest length, for `"blocks"`), spread evenly; None
+            for all.
 
     Raises:
         ValueError: an unknown protocol, or a length that does not fit in any document.
@@ -205,8 +208,8 @@ def window_losses(
 def effective_context(curve: Curve) -> int:
     """The longest length whose loss is significantly below that of half of it, else the shortest length.
 
-    Significant means that the paired 95 % interval of the difference excludes 0. Lengths whose half was not tested do not
-    count.
+    Significant means that the paired 95 % interval of the difference excludes 0. Lengths whose half was not
+    tested do not count.
     """
     better = [
         length
@@ -271,13 +274,15 @@ def length_curve(
     """Perplexity at each context length, with 95 % intervals.
 
     `"same_targets"`: windows end at the same places for every length, inside one document, and the last
-    `min(lengths) // 2` tokens of each are scored, so that lengths differ in context alone. `"blocks"` (the paper's):
-    consecutive blocks with every token scored, where a longer length also scores tokens with more context.
-    Perplexity is exp of the token-weighted mean loss; intervals are a bootstrap over blocks of neighbouring windows.
+    `min(lengths) // 2` tokens of each are scored, so that lengths differ in context alone. `"blocks"` (the
+    paper's): consecutive blocks with every token scored, where a longer length also scores tokens with more
+    context. Perplexity is exp of the token-weighted mean loss; intervals are a bootstrap over blocks of
+    neighbouring windows.
 
     Args:
         model: any causal language model of transformers.
-        documents: texts, each `(n,)` int64; those shorter than the longest length are not used by `"same_targets"`.
+        documents: texts, each `(n,)` int64; those shorter than the longest length are not used by
+            `"same_targets"`.
         lengths: context lengths in tokens.
         protocol: `"same_targets"` or `"blocks"`.
         token_bytes: `(V,)` int64, UTF-8 bytes of each token; with it, bits per byte are returned as well.
@@ -298,9 +303,9 @@ def paired_differences(first: Curve, second: Curve, base_length: int) -> list[di
     """How two models differ on the same windows, at each length they share.
 
     Returns:
-        Rows with `length`, `base_length`, `metric`, `value`, `low`, `high` and `windows`. `log_perplexity` is that of the
-        first minus that of the second; `log_perplexity_growth` is the first's growth from `base_length` minus the second's,
-        and is given where both lengths score the same windows.
+        Rows with `length`, `base_length`, `metric`, `value`, `low`, `high` and `windows`. `log_perplexity`
+        is that of the first minus that of the second; `log_perplexity_growth` is the first's growth from
+        `base_length` minus the second's, and is given where both lengths score the same windows.
     """
     rows: list[dict[str, float | int | str]] = []
     for length in sorted(set(first) & set(second)):

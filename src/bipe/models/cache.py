@@ -1,6 +1,6 @@
-"""What a cache must remember so that new tokens get their positions: one more layer beside the keys and values."""
+"""What a cache must remember so that new tokens get their positions: one more layer."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -26,14 +26,18 @@ def past_length(cache: Cache | None) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def has_state(cache: Cache, index: int) -> bool:
+def has_state(cache: Cache | None, index: int) -> bool:
     """Whether the layer at `index` remembers all tokens that the cache holds."""
-    return len(cache.layers) > index and int(cache.layers[index].get_seq_length()) == past_length(cache)
+    return (
+        cache is not None
+        and len(cache.layers) > index
+        and int(cache.get_seq_length(index)) == past_length(cache)
+    )
 
 
 def read_state(cache: Cache, index: int, length: int) -> TokenState:
     """The state of the first `length` tokens of a cache."""
-    layer = cache.layers[index]
+    layer = cast("Any", cache.layers[index])
     flags = layer.keys[:, 0, :length]
     return TokenState(flags[..., 0].bool(), flags[..., 1].bool(), layer.values[:, 0, :length, 0])
 
@@ -41,8 +45,8 @@ def read_state(cache: Cache, index: int, length: int) -> TokenState:
 def append_state(cache: Cache, index: int, new: TokenState) -> None:
     """Append the tokens of this call.
 
-    The layer is of the cache's own kind with integers for keys and values, so that cropping, reordering, repeating and
-    selecting rows treat it as they treat the others.
+    The layer is of the cache's own kind with integers for keys and values, so that cropping, reordering,
+    repeating and selecting rows treat it as they treat the others.
     """
     while len(cache.layers) <= index:
         first = cache.layers[0] if cache.layers else None
@@ -50,4 +54,4 @@ def append_state(cache: Cache, index: int, new: TokenState) -> None:
             StaticLayer(first.max_cache_len) if isinstance(first, StaticLayer) else DynamicLayer()
         )
     flags = torch.stack((new.is_end.long(), new.real.long()), dim=-1)[:, None]
-    cache.layers[index].update(flags, new.document_ids[:, None, :, None])
+    cast("Any", cache.layers[index]).update(flags, new.document_ids[:, None, :, None])

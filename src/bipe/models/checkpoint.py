@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -36,9 +37,10 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     if not (directory / "config.json").is_file():
         raise ValueError(f"{directory} is no folder of a model: it has no config.json.")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             directory, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
+        model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -50,7 +52,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
                 f"The weights in {directory} are not those of its config.json: {name.split('_')[0]} {first}."
             )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Checkpoint(directory, model.to(device).eval(), tokenizer)
+    return Checkpoint(directory, cast("Any", model).to(device).eval(), tokenizer)
 
 
 def complete(
@@ -62,7 +64,8 @@ def complete(
         checkpoint: the model and its tokenizer.
         prompt: text, of at least one token.
         max_new_tokens: at most so many tokens are written; the end-of-text token ends earlier.
-        temperature: 0 takes the likeliest token each time; above, tokens are sampled from the tempered distribution.
+        temperature: 0 takes the likeliest token each time; above, tokens are sampled from the tempered
+            distribution.
 
     Raises:
         ValueError: the prompt has no token, or a number is out of range.
@@ -78,10 +81,10 @@ def complete(
         raise ValueError("The prompt is empty; give it at least one character.")
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     pad = checkpoint.tokenizer.pad_token_id
-    ids = checkpoint.model.generate(
+    ids = cast("Any", checkpoint.model).generate(
         **inputs,
         max_new_tokens=max_new_tokens,
         pad_token_id=checkpoint.tokenizer.eos_token_id if pad is None else pad,
         **sampling,
     )
-    return checkpoint.tokenizer.decode(ids[0], skip_special_tokens=True)
+    return cast("str", checkpoint.tokenizer.decode(ids[0], skip_special_tokens=True))

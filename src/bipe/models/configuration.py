@@ -31,21 +31,25 @@ class BipeConfig(LlamaConfig):
     """Configuration of a Llama decoder with bilevel positions; every field of `LlamaConfig` is a field here.
 
     >>> config = BipeConfig(vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=8,
-    ...     segmenter={"type": "token_set", "end_token_ids": [13, 29]}, inter={"type": "alibi", "scale": 96.0})
+    ...     segmenter={"type": "token_set", "end_token_ids": [13, 29]}, inter={"type": "alibi", "scale":
+    96.0})
     >>> config.intra
     {'type': 'zero'}
 
     Raises:
-        ValueError: a size is out of range or does not divide, or a dictionary names an unknown type or option.
+        ValueError: a size is out of range or does not divide, or a dictionary names an unknown type or
+            option.
     """
 
     model_type = "bipe"
 
     segmenter: dict | None = None
-    """What ends a segment: `{"type": "token_set", "end_token_ids": [...]}`, `every_token` (the default), `never`,
+    """What ends a segment: `{"type": "token_set", "end_token_ids": [...]}`, `every_token` (the default),
+    `never`,
     `{"type": "fixed_length", "n": 32}`."""
     intra: dict | None = None
-    """Encoding inside segments, added to the embedding: `{"type": "learned", "max_offset": 1024}`, `sinusoidal`,
+    """Encoding inside segments, added to the embedding: `{"type": "learned", "max_offset": 1024}`,
+    `sinusoidal`,
     `zero` (the default)."""
     inter: dict | None = None
     """Encoding between segments, inside attention: `rope` (the default, its theta and scaling kept in
@@ -93,10 +97,12 @@ class BipeConfig(LlamaConfig):
         Raises:
             ValueError: naming the dictionary, the value and the choices.
         """
+        assert self.segmenter is not None, "set in __post_init__"
         segmenter = build_segmenter(self.segmenter)
         if isinstance(segmenter, TokenSet) and max(segmenter.end_token_ids) >= self.vocab_size:
             raise ValueError(
-                f"The segmenter's end token {max(segmenter.end_token_ids)} is outside the vocabulary of {self.vocab_size}."
+                f"The segmenter's end token {max(segmenter.end_token_ids)} is outside the vocabulary of "
+                f"{self.vocab_size}."
             )
         intra, options = split_spec("intra encoding", INTRA_ENCODINGS, self.intra)
         intra.validate(self, **options)
@@ -123,7 +129,7 @@ class BipeConfig(LlamaConfig):
     ) -> "BipeConfig":
         """The configuration of a named scheme.
 
-        >>> BipeConfig.from_scheme("bipe-rope", end_token_ids=[13], hidden_size=64, num_attention_heads=8).intra
+        >>> BipeConfig.from_scheme("bipe-rope", end_token_ids=[13], hidden_size=64).intra
         {'type': 'learned'}
 
         Args:
@@ -132,8 +138,10 @@ class BipeConfig(LlamaConfig):
             rule: how the ids that end segments are found; see `TokenSet.from_tokenizer`.
             end_token_ids: these ids, instead of a tokenizer and a rule.
             max_offset: rows of a learned table, 1,024 if not given.
-            tokens_per_segment: mean tokens in a segment of the training text, for a scheme with scale `"auto"`.
-            fields: any field of `LlamaConfig` or of this class; `segmenter`, `intra` and `inter` replace the scheme's.
+            tokens_per_segment: mean tokens in a segment of the training text, for a scheme with scale
+                `"auto"`.
+            fields: any field of `LlamaConfig` or of this class; `segmenter`, `intra` and `inter` replace the
+                scheme's.
 
         Raises:
             ValueError: the scheme is unknown, or what it needs is missing.

@@ -3,8 +3,8 @@
 Shape letters: B batch, T tokens of this call, S tokens attended to, D model width, H heads, K head width.
 """
 
-import hashlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,13 @@ from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
-    LlamaDecoderLayer,
-    LlamaPreTrainedModel,
-    LlamaRMSNorm,
-)
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from bipe.attention import ATTENTIONS
-from bipe.encodings.inter import INTER_ENCODINGS, Relation
+from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.inter.base import InterEncoding
-from bipe.encodings.inter.rope import rotate
 from bipe.encodings.intra import INTRA_ENCODINGS
 from bipe.encodings.intra.base import IntraEncoding
 from bipe.positions import (
@@ -40,65 +33,13 @@ from bipe.segmentation import build_segmenter
 
 from .cache import TokenState, append_state, has_state, past_length, read_state
 from .configuration import BipeConfig
-
-
-class BipeAttention(LlamaAttention):
-    """Llama's attention with the rotation and the bias of a `Relation`."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        *,
-        relation: Relation,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
-
-        Args:
-            hidden_states: `(B, T, D)`.
-            attention_mask: what the mask function of the implementation made.
-            past_key_values: cache, updated with this call's keys.
-            relation: how positions relate; made once a forward.
-            kwargs: what Llama's decoder layer passes on beside these, all of it accounted for elsewhere.
-        """
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
-        if relation.query_rotation is not None:
-            query = rotate(query, relation.query_rotation)
-        if relation.key_rotation is not None:
-            key = rotate(key, relation.key_rotation)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = choose("attention implementation", ATTENTIONS, self.config._attn_implementation)
-        mixed, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            relation=relation,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-        )
-        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
-
-
-class BipeDecoderLayer(LlamaDecoderLayer):
-    """Llama's decoder layer around `BipeAttention`."""
-
-    def __init__(self, config: BipeConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.self_attn = BipeAttention(config, layer_idx)
+from .layers import BipeAttention, BipeDecoderLayer
 
 
 class BipePreTrainedModel(LlamaPreTrainedModel):
     """What transformers needs to know of the model."""
 
-    config: BipeConfig
+    config: BipeConfig  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
     config_class = BipeConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -131,7 +72,7 @@ class BipeModel(BipePreTrainedModel):
 
     def __init__(self, config: BipeConfig) -> None:
         super().__init__(config)
-        self.segmenter = build_segmenter(config.segmenter)
+        self.segmenter = build_segmenter(config.segmenter or {})
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         intra, intra_options = split_spec("intra encoding", INTRA_ENCODINGS, config.intra)
         inter, inter_options = split_spec("inter encoding", INTER_ENCODINGS, config.inter)
@@ -164,7 +105,7 @@ class BipeModel(BipePreTrainedModel):
         document_ids: Tensor | None,
         past: TokenState | None = None,
     ) -> TokenState:
-        """The state of the cached tokens and this call's; `attention_mask` covers all of them, or this call's."""
+        """The state of the cached tokens and this call's; `attention_mask` covers all, or this call's."""
         real = (
             torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         )
@@ -197,31 +138,33 @@ class BipeModel(BipePreTrainedModel):
 
         Args:
             input_ids: `(B, T)` int64.
-            attention_mask: `(B, S)`, 0 on padding, over the cached tokens and this call's; `(B, T)` will do where the
-                cache remembers its padding.
-            position_ids: `(B, T)` plain token positions. Only their breaks are read: without a cache, any step other than
-                +1 between real tokens starts a document, as packing collators mean it.
+            attention_mask: `(B, S)`, 0 on padding, over the cached tokens and this call's; `(B, T)` will do
+                where the cache remembers its padding.
+            position_ids: `(B, T)` plain token positions. Only their breaks are read: without a cache, any
+                step other than +1 between real tokens starts a document, as packing collators mean it.
             past_key_values: cache; it gets one layer more, which remembers segments, padding and documents.
             inputs_embeds: `(B, T, D)` in place of the embedded ids; needs `positions`.
             use_cache: whether to make a cache if there is none.
-            document_ids: `(B, T)` int64, `(B, S)` where `positions` are given; attention and positions do not cross a border.
-            positions: `(B, S)` positions of the cached tokens and this call's, in place of those found from the ids.
+            document_ids: `(B, T)` int64, `(B, S)` where `positions` are given; attention and positions do
+                not cross a border.
+            positions: `(B, S)` positions of the cached tokens and this call's, in place of those found from
+                the ids.
             kwargs: what transformers hands to every model.
 
         Raises:
-            ValueError: ids outside the vocabulary, missing positions, a mask of a wrong length, or a cache where the
-                encoding allows none.
+            ValueError: ids outside the vocabulary, missing positions, a mask of a wrong length, or a cache
+                where the encoding allows none.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             _check_ids(input_ids, self.config.vocab_size)
-            inputs_embeds = self.embed_tokens(input_ids)
+        embeds: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past_key_values = self._usable_cache(past_key_values, use_cache)
-        past, tokens = past_length(past_key_values), inputs_embeds.shape[1]
-        _check_columns("attention_mask", attention_mask, past, tokens)
+        past, tokens = past_length(past_key_values), embeds.shape[1]
+        _check_columns("attention_mask", attention_mask, {past + tokens, tokens}, past)
         if document_ids is None and past == 0:
-            document_ids = packed_documents(position_ids, attention_mask, inputs_embeds.shape[0])
+            document_ids = packed_documents(position_ids, attention_mask, embeds.shape[0])
 
         if positions is None:
             state = self._advance(input_ids, attention_mask, document_ids, past_key_values)
@@ -229,11 +172,11 @@ class BipeModel(BipePreTrainedModel):
             if past:
                 attention_mask, document_ids = state.real, state.document_ids
         else:
-            _check_columns("positions", positions.token, past, 0 if past else tokens, whole=past + tokens)
-        mask = self._causal_mask(inputs_embeds, attention_mask, document_ids, past_key_values)
+            _check_columns("positions", positions.token, {past + tokens}, past)
+        mask = self._causal_mask(embeds, attention_mask, document_ids, past_key_values)
         query = positions.last(tokens)
-        offsets = self.intra(query, inputs_embeds.dtype)
-        hidden_states = inputs_embeds if offsets is None else inputs_embeds + offsets
+        offsets = self.intra(query, embeds.dtype)
+        hidden_states = embeds if offsets is None else embeds + offsets
         key = positions.pad_to(_key_length(past_key_values, tokens))
         relation = self.inter(query, key, hidden_states.dtype)
 
@@ -253,8 +196,8 @@ class BipeModel(BipePreTrainedModel):
     def _usable_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         if cache is not None and not self.inter.cacheable:
             raise ValueError(
-                "With this rope_type a key depends on how long the text is, so cached keys would be wrong: pass "
-                "use_cache=False, or choose a rope_type with fixed frequencies, such as yarn."
+                "With this rope_type a key depends on how long the text is, so cached keys would be wrong: "
+                "pass use_cache=False, or choose a rope_type with fixed frequencies, such as yarn."
             )
         if cache is None and use_cache and self.inter.cacheable:
             return DynamicCache(config=self.config)
@@ -275,10 +218,10 @@ class BipeModel(BipePreTrainedModel):
         layer, past = self.config.num_hidden_layers, past_length(cache)
         if past and not has_state(cache, layer):
             raise ValueError(
-                f"The cache holds {past} tokens but not their segments, so the new tokens' positions are unknown: pass "
-                "positions covering all keys, or a cache that this model has filled from token ids."
+                f"The cache holds {past} tokens but not their segments, so the new tokens' positions are "
+                "unknown: pass positions covering all keys, or a cache that this model has filled from token ids."
             )
-        known = read_state(cache, layer, past) if past else None
+        known = read_state(cache, layer, past) if cache is not None and past else None
         state = self._token_state(input_ids, attention_mask, document_ids, known)
         if cache is not None:
             append_state(cache, layer, TokenState(*(part[:, past:] for part in state)))
@@ -295,11 +238,7 @@ class BipeModel(BipePreTrainedModel):
         same_document = None
         if document_ids is not None and _several(document_ids):
             missing = _key_length(cache, inputs_embeds.shape[1]) - document_ids.shape[1]
-            documents = nn.functional.pad(document_ids, (0, max(0, missing)))
-
-            def same_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                return documents[batch, query] == documents[batch, key]
-
+            same_document = _same_document(nn.functional.pad(document_ids, (0, max(0, missing))))
         return create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -353,16 +292,19 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         """Predict the next token; the arguments beside these are those of `BipeModel.forward`.
 
         Args:
-            labels: `(B, T)` int64, shifted inside: position `i` predicts label `i + 1`; -100 is not scored, nor is the
-                first token of a document, which nothing precedes.
-            logits_to_keep: make logits of the last so many positions only, or of the positions given; 0 for all.
+            labels: `(B, T)` int64, shifted inside: position `i` predicts label `i + 1`; -100 is not scored,
+                nor is the first token of a document, which nothing precedes.
+            logits_to_keep: make logits of the last so many positions only, or of the positions given; 0 for
+                all.
 
         Raises:
-            ValueError: as `BipeModel.forward`, and attention weights asked of an implementation that has none.
+            ValueError: as `BipeModel.forward`, and attention weights asked of an implementation that has
+                none.
         """
         if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
             raise ValueError(
-                "Only the eager implementation returns attention weights: load with attn_implementation='eager'."
+                "Only the eager implementation returns attention weights: load with "
+                "attn_implementation='eager'."
             )
         if document_ids is None and past_length(past_key_values) == 0:
             document_ids = packed_documents(position_ids, attention_mask, 1)
@@ -392,33 +334,19 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """transformers' inputs, with positions from the full ids where the cache does not remember them."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            **kwargs,
-        )
-        past = past_length(past_key_values)
-        new = None if inputs.get("input_ids") is None else inputs["input_ids"].shape[1]
-        if past and inputs.get("document_ids") is not None and inputs["document_ids"].shape[1] != new:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The inputs that transformers prepares, with positions where the cache does not remember them."""
+        inputs = cast("Any", super()).prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        cache = inputs.get("past_key_values")
+        past = past_length(cache)
+        if not past or inputs.get("input_ids") is None:
+            return inputs
+        new = inputs["input_ids"].shape[1]
+        if inputs.get("document_ids") is not None and inputs["document_ids"].shape[1] != new:
             # They describe the prompt; the tokens after it go on in its last document.
             inputs["document_ids"] = None
-        if (
-            past
-            and not has_state(past_key_values, self.config.num_hidden_layers)
-            and input_ids.shape[1] == past + new
-        ):
-            inputs["positions"] = self.positions(input_ids, attention_mask)
+        if not has_state(cache, self.config.num_hidden_layers) and input_ids.shape[1] == past + new:
+            inputs["positions"] = self.positions(input_ids, inputs.get("attention_mask"))
         return inputs
 
     @staticmethod
@@ -430,7 +358,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
 
 
 def packed_documents(position_ids: Tensor | None, attention_mask: Tensor | None, batch: int) -> Tensor | None:
-    """`(B, T)` documents of a batch that tells its borders by breaks in `position_ids`, None without position ids."""
+    """`(B, T)` documents of a batch that tells its borders by breaks in `position_ids`, or None."""
     if position_ids is None:
         return None
     if position_ids.dim() != 2:
@@ -458,16 +386,11 @@ def _check_ids(input_ids: Tensor, vocab_size: int) -> None:
         raise ValueError(f"Token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}.")
 
 
-def _check_columns(
-    name: str, tensor: Tensor | None, past: int, tokens: int, whole: int | None = None
-) -> None:
-    whole = past + tokens if whole is None else whole
-    if tensor is None:
-        return
-    if tensor.dim() != 2 or tensor.shape[1] not in {whole, tokens or whole}:
+def _check_columns(name: str, tensor: Tensor | None, allowed: set[int], past: int) -> None:
+    if tensor is not None and (tensor.dim() != 2 or tensor.shape[1] not in allowed):
         raise ValueError(
-            f"{name} must have two dimensions and cover all {whole} tokens, {past} of them cached; "
-            f"got {tuple(tensor.shape)}."
+            f"{name} must have two dimensions and {max(allowed)} columns, {past} of them for cached tokens; "
+            f"got the shape {tuple(tensor.shape)}."
         )
 
 
@@ -476,25 +399,15 @@ def _key_length(cache: Cache | None, tokens: int) -> int:
     return tokens if cache is None else cache.get_mask_sizes(tokens, 0)[0]
 
 
+def _same_document(document_ids: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """A mask function of transformers that lets a query see its own document, `(B, S)` int64, alone."""
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return document_ids[batch, query] == document_ids[batch, key]
+
+    return visible
+
+
 def _several(document_ids: Tensor) -> bool:
-    """Whether any row holds more than one document; while compiling, where the values are unknown, whether it may."""
+    """Whether any row holds more than one document; true while compiling, where values are unknown."""
     return torch.compiler.is_compiling() or bool((document_ids != document_ids[:, :1]).any())
-
-
-def initialize_by_name(model: BipeForCausalLM, seed: int) -> None:
-    """Draw each module's initial values from a generator seeded by its name, so that an extra table shifts nothing.
-
-    Two models with the same seed agree in every parameter that both have.
-
-    Args:
-        model: changed in place.
-        seed: any integer.
-    """
-    for name, module in model.named_modules():
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            for parameter in module.parameters(recurse=False):
-                parameter._is_hf_initialized = False
-            model._init_weights(module)
-    model.tie_weights()

@@ -22,7 +22,7 @@ __all__ = [
     "build_segmenter",
 ]
 
-SEGMENTERS: Mapping[str, Callable[..., Segmenter]] = {
+SEGMENTERS: dict[str, type[Segmenter]] = {
     "every_token": EveryToken,
     "fixed_length": FixedLength,
     "never": Never,

@@ -1,13 +1,14 @@
 """The history of a run: what its loss was, how fast it went, and what validation said."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .run_folder import write_whole
 
 Row = dict[str, Any]
 Progress = Callable[[Row], None]
@@ -106,6 +107,4 @@ def read_history(run: Path) -> list[Row]:
 def keep_history_until(run: Path, step: int) -> None:
     """Drop the rows beyond `step`, which a resumed run writes again."""
     rows = [row for row in read_history(run) if row["step"] <= step]
-    rewritten = (run / FILE).with_suffix(".rewritten")
-    rewritten.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(rewritten, run / FILE)
+    write_whole(run / FILE, "".join(json.dumps(row) + "\n" for row in rows))

@@ -100,10 +100,15 @@ def read_marker(run: Path) -> dict[str, Any] | None:
 
 def write_marker(run: Path, identity: Identity, *, steps_done: int, finished: bool) -> None:
     """Write `training.json` in one piece."""
-    text = json.dumps({"steps_done": steps_done, "finished": finished, "identity": identity}, indent=1)
-    draft = run / f"{MARKER}.{os.getpid()}"
+    marker = {"steps_done": steps_done, "finished": finished, "identity": identity}
+    write_whole(run / MARKER, json.dumps(marker, indent=1))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a stop of this process, finds the old text or the new one."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
-    os.replace(draft, run / MARKER)
+    os.replace(draft, path)
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str | None:

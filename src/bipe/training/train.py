@@ -16,7 +16,8 @@ from bipe.data.documents import load_documents
 from bipe.data.packing import pack
 from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
 from bipe.models.configuration import BipeConfig
-from bipe.models.modeling import BipeForCausalLM, initialize_by_name
+from bipe.models.initialization import initialize_by_name
+from bipe.models.modeling import BipeForCausalLM
 from bipe.models.schemes import SCHEMES
 from bipe.registry import choose
 from bipe.segmentation import RULES, TokenSet, build_segmenter
@@ -29,7 +30,7 @@ from .interruption import Interruption
 from .order import Blocks, SeededOrder, batches
 from .progress import progress_line, quiet_transformers
 from .recipe import DataSettings, Recipe, TrainingSettings, dump_recipe
-from .run_folder import RECIPE, claim, claim_recipe, identify, is_finished, write_marker
+from .run_folder import RECIPE, claim, claim_recipe, identify, is_finished, write_marker, write_whole
 from .trainer import BlockTrainer, run_order, training_arguments
 
 ENVIRONMENT = "environment.json"
@@ -95,7 +96,7 @@ def train_model(
     model = _initial_model(config, blocks, order)
     if args.should_save:
         shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
-        (run / ENVIRONMENT).write_text(json.dumps(describe_environment(), indent=1), encoding="utf-8")
+        write_whole(run / ENVIRONMENT, json.dumps(describe_environment(), indent=1))
 
     interruption = Interruption()
     tokens_per_step = order.draws // settings.steps * len(blocks[0]["input_ids"])
@@ -149,7 +150,7 @@ def train_recipe(
     blocks = pack(training, length, eos, vocab_size=config.vocab_size)
     validation_blocks = pack(validation, length, eos, vocab_size=config.vocab_size)
     run.mkdir(parents=True, exist_ok=True)
-    (run / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+    write_whole(run / RECIPE, dump_recipe(recipe))
     tokenizer.save_pretrained(run)
     return train_model(
         config,

@@ -57,6 +57,7 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=on_accelerator,
+        ddp_find_unused_parameters=False,
         **checkpointing,
     )
 

@@ -15,8 +15,8 @@ from .base import Bias, InterEncoding, Relation
 def alibi_slopes(heads: int) -> list[float]:
     """The slopes of ALiBi (Press et al. 2022, arXiv:2108.12409).
 
-    For a power of two, a geometric sequence that starts and divides by `2^(-8/heads)`. For other counts, the sequence of
-    the next smaller power of two, followed by every other slope of the next larger one.
+    For a power of two, a geometric sequence that starts and divides by `2^(-8/heads)`. For other counts, the
+    sequence of the next smaller power of two, followed by every other slope of the next larger one.
 
     >>> alibi_slopes(4)
     [0.25, 0.0625, 0.015625, 0.00390625]
@@ -50,8 +50,8 @@ def _rows_agree(segment: Tensor) -> bool:
 class Alibi(InterEncoding):
     """ALiBi (Press et al. 2022, arXiv:2108.12409) on the distance in segments.
 
-    The logits get `-scale * slope_h * (s_i - s_j)` (He et al. 2024, section 3, with scale 96). On one token a segment and
-    scale 1 this is ALiBi itself.
+    The logits get `-scale * slope_h * (s_i - s_j)` (He et al. 2024, section 3, with scale 96). On one token
+    a segment and scale 1 this is ALiBi itself.
     """
 
     def __init__(self, config: LlamaConfig, *, scale: float = 96.0) -> None:
@@ -63,14 +63,15 @@ class Alibi(InterEncoding):
         scale = options.get("scale", 96.0)
         if scale == "auto":
             raise ValueError(
-                "ALiBi's scale 'auto' is the mean number of tokens in a segment of the training text: measure it and give "
-                "the number, BipeConfig.from_scheme(..., tokens_per_segment=12.3); `bipe train` does both."
+                "ALiBi's scale 'auto' is the mean number of tokens in a segment of the training text: "
+                "measure it and give the number, BipeConfig.from_scheme(..., tokens_per_segment=12.3); "
+                "`bipe train` does both."
             )
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not (0 <= scale < math.inf):
             raise ValueError(f"ALiBi's scale must be a finite number, at least 0; got {scale!r}.")
 
     def slopes(self, device: torch.device) -> Tensor:
-        """The slopes times the scale, `(H,)` float32; made from Python floats, so no cast can have touched them."""
+        """The slopes times the scale, `(H,)` float32, from Python floats that no cast has touched."""
         return torch.tensor(self.scaled_slopes, dtype=torch.float32, device=device)
 
     def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:

@@ -19,7 +19,7 @@ class Bias(ABC):
 
     @abstractmethod
     def block(self, rows: slice, columns: slice) -> Tensor:
-        """The bias of some queries to some keys, `(B, H, t, s)` float32; broadcastable where it does not depend on B.
+        """The bias of some queries to some keys, `(B or 1, H, t, s)` float32.
 
         Args:
             rows: which of the T queries.
@@ -27,8 +27,9 @@ class Bias(ABC):
         """
 
     def reach(self, nats: float) -> Tensor | None:
-        """The smallest distance beyond which the bias has fallen by more than `nats`, `(H,)` float32, inf if never.
+        """The smallest distance beyond which the bias has fallen by more than `nats`.
 
+        `(H,)` float32, inf for a head whose bias never falls so far.
         None where the bias does not decay with the distance.
         """
         return None
@@ -40,7 +41,8 @@ class Relation:
 
     Attributes:
         query_rotation: rotation of the T queries of this call, or None.
-        key_rotation: rotation of the T keys of this call, or None; keys are rotated before they enter a cache.
+        key_rotation: rotation of the T keys of this call, or None; keys are rotated before they enter a
+            cache.
         bias: added to the logits of the T queries and all S keys, or None.
     """
 
@@ -55,7 +57,8 @@ class InterEncoding(nn.Module, ABC):
     The keyword-only parameters of `__init__` are the options of the config's `inter` dictionary.
 
     Attributes:
-        cacheable: false where what a key stores depends on how long the text is, so that a cache would be wrong.
+        cacheable: false where what a key stores depends on how long the text is, so that a cache would be
+            wrong.
     """
 
     shift_invariant: ClassVar[bool] = True

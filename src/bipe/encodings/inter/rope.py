@@ -24,14 +24,14 @@ def _rotary_config(config: LlamaConfig) -> LlamaConfig:
 
     On tokens that is the config itself. On segments, `original_max_segments` stands for the trained length.
     """
-    parameters = dict(config.rope_parameters or {})
+    parameters: dict[str, Any] = dict(config.rope_parameters or {})
     segments = parameters.pop("original_max_segments", None)
     if segments is None:
         return config
     if parameters["rope_type"] != "dynamic":
         parameters["original_max_position_embeddings"] = segments
     rotary = deepcopy(config)
-    rotary.max_position_embeddings = segments
+    rotary.max_position_embeddings = int(segments)
     rotary.rope_parameters = parameters
     return rotary
 
@@ -39,10 +39,12 @@ def _rotary_config(config: LlamaConfig) -> LlamaConfig:
 class Rope(InterEncoding):
     """RoPE (Su et al. 2021, arXiv:2104.09864) on the segment index, over all channels of a head.
 
-    On one token a segment this is Llama's own encoding, bit for bit: the tables are transformers' own, so every
-    `rope_type` it knows can be used. Base and scaling live in the config's `rope_parameters`; the options `theta` and
-    `scaling` are moved there. Lengths that a rope type compares with are counted in the unit of the index: tokens with the
-    segmenter `every_token`, otherwise segments, `original_max_segments`.
+    On one token a segment this is Llama's own encoding, bit for bit: the tables are transformers' own, so
+    every
+    `rope_type` it knows can be used. Base and scaling live in the config's `rope_parameters`; the options
+    `theta` and
+    `scaling` are moved there. Lengths that a rope type compares with are counted in the unit of the index:
+    tokens with the segmenter `every_token`, otherwise segments, `original_max_segments`.
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class Rope(InterEncoding):
         for key, value in moved.items():
             if key in explicit and explicit[key] != value:
                 raise ValueError(
-                    f"{key} is {value!r} in `inter` and {explicit[key]!r} in `rope_parameters`: give it in one place."
+                    f"{key} is {value!r} in `inter` and {explicit[key]!r} in `rope_parameters`: "
+                    "give it in one place."
                 )
         if moved:
             config.rope_parameters = {**explicit, **moved}
@@ -75,11 +78,12 @@ class Rope(InterEncoding):
 
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
+        assert config.head_dim is not None and config.rope_parameters is not None, "filled in by transformers"
         if config.head_dim % 2:
             raise ValueError(
                 f"RoPE rotates pairs of channels, so head_dim must be even; got {config.head_dim}."
             )
-        parameters = config.rope_parameters
+        parameters = dict(config.rope_parameters)
         theta = parameters["rope_theta"]
         if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e12:
             raise ValueError(f"RoPE's theta must be a number above 1; got {theta!r}.")
@@ -87,7 +91,9 @@ class Rope(InterEncoding):
             raise ValueError(
                 "RoPE here rotates all channels of a head; partial_rotary_factor is not supported."
             )
-        cls._validate_unit(parameters, on_tokens=config.segmenter["type"] == "every_token")
+        cls._validate_unit(
+            parameters, on_tokens=getattr(config, "segmenter", None) == {"type": "every_token"}
+        )
 
     @staticmethod
     def _validate_unit(parameters: dict[str, Any], *, on_tokens: bool) -> None:
@@ -102,8 +108,8 @@ class Rope(InterEncoding):
             and (not isinstance(segments, int) or segments < 1)
         ):
             raise ValueError(
-                f"On segments, rope_type {rope_type!r} needs original_max_segments, the trained length counted in "
-                f"segments; got {segments!r}."
+                f"On segments, rope_type {rope_type!r} needs original_max_segments, the trained length "
+                f"counted in segments; got {segments!r}."
             )
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Rope":
@@ -116,10 +122,9 @@ class Rope(InterEncoding):
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:
         device = self.rotary.inv_freq.device
-        with torch.device(device):
-            fresh = LlamaRotaryEmbedding(self.rotary.config)
-        self.rotary.inv_freq = fresh.inv_freq.to(device)
-        self.rotary.original_inv_freq = fresh.original_inv_freq.to(device)
+        fresh = LlamaRotaryEmbedding(self.rotary.config)
+        for name, buffer in fresh.named_buffers():
+            self.rotary.register_buffer(name, buffer.to(device), persistent=False)
 
     def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
         # Only the dtype and device of the first argument are read.
@@ -128,7 +133,7 @@ class Rope(InterEncoding):
 
 
 def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate channel `c` with channel `c + K/2`, as transformers' Llama does, in the same order of operations.
+    """Rotate channel `c` with channel `c + K/2`, in transformers' order of operations.
 
     Args:
         states: `(B, H, T, K)` queries or keys.

@@ -35,7 +35,7 @@ class IntraEncoding(nn.Module, ABC):
 
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:
-        """Give the parameters their initial values; `std` is the standard deviation of the token embeddings."""
+        """Give the parameters initial values; `std` is that of the token embeddings."""
 
 
 def clamp_offsets(offset: Tensor, config: LlamaConfig) -> Tensor:

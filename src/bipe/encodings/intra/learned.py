@@ -28,7 +28,8 @@ class Learned(IntraEncoding):
         max_offset = options.get("max_offset", 1024)
         if not isinstance(max_offset, int) or isinstance(max_offset, bool) or not 1 <= max_offset <= 2**24:
             raise ValueError(
-                f"The learned intra encoding needs max_offset, its number of rows, from 1 to {2**24}; got {max_offset!r}."
+                "The learned intra encoding needs max_offset, its number of rows, from 1 to "
+                f"{2**24}; got {max_offset!r}."
             )
 
     def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> Tensor:

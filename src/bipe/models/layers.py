@@ -1,0 +1,67 @@
+"""Llama's decoder layer with an attention that honours a `Relation`."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
+
+from bipe.attention import ATTENTIONS
+from bipe.encodings.inter.base import Relation
+from bipe.encodings.inter.rope import rotate
+from bipe.registry import choose
+
+from .configuration import BipeConfig
+
+
+class BipeAttention(LlamaAttention):
+    """Llama's attention with the rotation and the bias of a `Relation`."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - a relation replaces Llama's rotation
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        *,
+        relation: Relation,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: `(B, T, D)`.
+            attention_mask: what the mask function of the implementation made.
+            past_key_values: cache, updated with this call's keys.
+            relation: how positions relate; made once a forward.
+            kwargs: what Llama's decoder layer passes on beside these, all of it accounted for elsewhere.
+        """
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if relation.query_rotation is not None:
+            query = rotate(query, relation.query_rotation)
+        if relation.key_rotation is not None:
+            key = rotate(key, relation.key_rotation)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = choose("attention implementation", ATTENTIONS, str(self.config._attn_implementation))
+        mixed, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            relation=relation,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+class BipeDecoderLayer(LlamaDecoderLayer):
+    """Llama's decoder layer around `BipeAttention`."""
+
+    def __init__(self, config: BipeConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.self_attn = BipeAttention(config, layer_idx)

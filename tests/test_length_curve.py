@@ -1,0 +1,425 @@
+"""Perplexity against context length, against a forward and a look-up for every scored token."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from bipe import BipeForCausalLM, Score, length_curve
+from bipe.evaluation.base import Run
+from bipe.evaluation.intervals import interval
+from bipe.evaluation.length_curve import (
+    PROTOCOLS,
+    WindowLosses,
+    effective_context,
+    load_curves,
+    paired_differences,
+    save_curves,
+    window_losses,
+)
+
+ModelMaker = Callable[..., BipeForCausalLM]
+LENGTHS = [8, 16, 32]
+TOKEN_BYTES = torch.tensor([0, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6])
+few_windows_are_fine = pytest.mark.filterwarnings("ignore:Only .* windows:UserWarning")
+
+
+def document(tokens: int, seed: int = 0) -> Tensor:
+    return torch.randint(12, (tokens,), generator=torch.Generator().manual_seed(seed))
+
+
+DOCUMENTS = [document(71, 1), document(20, 2), document(33, 3)]
+
+
+def spans_of(protocol: str, lengths: Sequence[int] = LENGTHS, most: int | None = None) -> dict[int, Any]:
+    return PROTOCOLS[protocol](DOCUMENTS, lengths, most)
+
+
+@torch.no_grad()
+def naive_losses(model: PreTrainedModel, window: Tensor, scored: int) -> list[float]:
+    """Minus the log probability of each of the last tokens, each from a forward over what precedes it."""
+    losses = []
+    for target in range(len(window) - scored, len(window)):
+        probabilities = model(window[None, :target], use_cache=False).logits[0, -1].double().log_softmax(-1)
+        losses.append(-float(probabilities[window[target]]))
+    return losses
+
+
+@few_windows_are_fine
+@pytest.mark.parametrize("scheme", ["rope", "bipe-rope", "bipe-alibi", "sinusoidal"])
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_losses_are_those_of_each_token_after_what_precedes_it(
+    make_model: ModelMaker, protocol: str, scheme: str
+) -> None:
+    model = make_model(scheme)
+    curve = window_losses(model, DOCUMENTS, LENGTHS, protocol, max_windows=7)
+    for length, windows in spans_of(protocol, most=7).items():
+        expected = [
+            naive_losses(model, DOCUMENTS[index][first:end], windows.scored)
+            for index, first, end in windows.spans
+        ]
+        np.testing.assert_allclose(curve[length].nll, [sum(losses) for losses in expected], rtol=1e-4)
+        assert curve[length].tokens.tolist() == [len(losses) for losses in expected]
+
+
+@few_windows_are_fine
+def test_the_same_targets_are_scored_at_every_length() -> None:
+    targets = [
+        [(index, token) for index, _, end in windows.spans for token in range(end - windows.scored, end)]
+        for windows in spans_of("same_targets").values()
+    ]
+    assert targets[0] == targets[1] == targets[2]
+    assert len(set(targets[0])) == len(targets[0])
+
+
+@few_windows_are_fine
+def test_the_same_targets_are_the_last_half_of_the_shortest_length_and_leave_nothing_out() -> None:
+    windows = spans_of("same_targets")
+    assert {given.scored for given in windows.values()} == {4}
+    ends = [(index, end) for index, _, end in windows[32].spans]
+    assert ends == [(0, end) for end in range(32, 72, 4)] + [(2, 32)]
+
+
+@few_windows_are_fine
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_windows_have_their_length_and_stay_in_one_document(protocol: str) -> None:
+    for length, windows in spans_of(protocol).items():
+        for index, first, end in windows.spans:
+            assert end - first == length
+            assert 0 <= first < end <= len(DOCUMENTS[index])
+
+
+def test_blocks_are_consecutive_and_score_all_but_their_first_token() -> None:
+    windows = spans_of("blocks")[16]
+    assert windows.spans == [
+        (0, 0, 16),
+        (0, 16, 32),
+        (0, 32, 48),
+        (0, 48, 64),
+        (1, 0, 16),
+        (2, 0, 16),
+        (2, 16, 32),
+    ]
+    assert windows.scored == 15
+
+
+@few_windows_are_fine
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_at_most_so_many_windows_are_spread_evenly(most: int) -> None:
+    text = [document(400)]
+    every = PROTOCOLS["same_targets"](text, [8, 32], None)[32].spans
+    some = PROTOCOLS["same_targets"](text, [8, 32], most)[32].spans
+    assert len(some) == most
+    assert set(some) <= set(every)
+    if most > 1:
+        places = [every.index(span) for span in some]
+        assert (places[0], places[-1]) == (0, len(every) - 1)
+        gaps = np.diff(places)
+        assert gaps.max() - gaps.min() <= 1
+
+
+@few_windows_are_fine
+def test_any_model_of_transformers_can_be_measured(make_model: ModelMaker) -> None:
+    ours = make_model("rope")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=12, num_hidden_layers=2, **sizes)).eval()
+    llama.load_state_dict(ours.state_dict())
+    for protocol in PROTOCOLS:
+        first, second = (window_losses(model, DOCUMENTS, LENGTHS, protocol) for model in (ours, llama))
+        for length in LENGTHS:
+            np.testing.assert_array_equal(first[length].nll, second[length].nll)
+    scores = length_curve(llama, DOCUMENTS, LENGTHS)
+    assert {score.scheme for score in scores} == {"llama"}
+
+
+@few_windows_are_fine
+def test_perplexity_is_exp_of_the_mean_loss_of_a_token(make_model: ModelMaker) -> None:
+    model = make_model("bipe-rope")
+    for protocol in PROTOCOLS:
+        curve = window_losses(model, DOCUMENTS, LENGTHS, protocol)
+        rows = of_metric(length_curve(model, DOCUMENTS, LENGTHS, protocol), "perplexity")
+        assert [row.length for row in rows] == LENGTHS
+        for row in rows:
+            losses = curve[row.length]
+            assert row.value == pytest.approx(math.exp(losses.nll.sum() / losses.tokens.sum()))
+            assert (row.tokens, row.windows) == (losses.tokens.sum(), len(losses.nll))
+            assert row.low <= row.value <= row.high
+
+
+@few_windows_are_fine
+def test_bits_per_byte_count_the_bytes_of_the_scored_tokens(make_model: ModelMaker) -> None:
+    model = make_model("bipe-rope")
+    rows = of_metric(length_curve(model, DOCUMENTS, LENGTHS, token_bytes=TOKEN_BYTES), "bits_per_byte")
+    curve = window_losses(model, DOCUMENTS, LENGTHS)
+    spans = spans_of("same_targets")[32].spans
+    scored_bytes = sum(int(TOKEN_BYTES[DOCUMENTS[index][end - 4 : end]].sum()) for index, _, end in spans)
+    assert [row.value for row in rows] == pytest.approx(
+        [curve[length].nll.sum() / math.log(2) / scored_bytes for length in LENGTHS]
+    )
+    assert all(row.low <= row.value <= row.high for row in rows)
+    assert of_metric(length_curve(model, DOCUMENTS, LENGTHS), "bits_per_byte") == []
+
+
+@few_windows_are_fine
+def test_segments_and_offsets_beyond_training_are_counted_in_the_windows(make_model: ModelMaker) -> None:
+    model = make_model("bipe-rope", max_trained_offset=3)
+    curve = window_losses(model, DOCUMENTS, LENGTHS)
+    for length, windows in spans_of("same_targets").items():
+        segments = beyond = 0
+        for index, first, end in windows.spans:
+            offset = 0
+            for token in DOCUMENTS[index][first:end].tolist():
+                segments += offset == 0
+                beyond += offset > 3
+                offset = 0 if token in (1, 4, 7) else offset + 1
+        tokens = length * len(windows.spans)
+        assert curve[length].tokens_per_segment == pytest.approx(tokens / segments)
+        assert curve[length].offsets_beyond_trained == pytest.approx(beyond / tokens)
+
+
+def of_metric(rows: list[Score], metric: str) -> list[Score]:
+    return [row for row in rows if row.metric == metric]
+
+
+@few_windows_are_fine
+def test_rows_say_which_run_they_measure(make_model: ModelMaker) -> None:
+    model = make_model("bipe-rope")
+    for row in length_curve(model, DOCUMENTS, LENGTHS, run=Run("mine", seed=3, steps=40)):
+        assert (row.scheme, row.seed, row.steps) == ("mine", 3, 40)
+        assert (row.task, row.protocol) == ("length-curve", "same_targets")
+        assert row.parameters == sum(p.numel() for p in model.parameters())
+    assert {row.scheme for row in length_curve(model, DOCUMENTS, LENGTHS)} == {"bipe-rope"}
+
+
+class RowCounter(nn.Module):
+    """The head, and how many rows of logits it made at a time."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head, self.rows = head, []
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.rows.append(hidden.numel() // hidden.shape[-1])
+        return self.head(hidden)
+
+
+@few_windows_are_fine
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_the_head_sees_at_most_1024_tokens_at_once(make_model: ModelMaker, protocol: str) -> None:
+    model = make_model("rope")
+    counter = RowCounter(model.get_output_embeddings())
+    model.set_output_embeddings(counter)
+    text = [document(3000)]
+    curve = window_losses(model, text, [512, 1024], protocol)
+    assert max(counter.rows) <= 1024
+    assert sum(counter.rows) == sum(losses.tokens.sum() for losses in curve.values())
+    assert sum(counter.rows) > 2000
+
+
+@few_windows_are_fine
+def test_measuring_leaves_the_mode_of_the_model(make_model: ModelMaker) -> None:
+    model = make_model("bipe-rope", attention_dropout=0.5)
+    expected = window_losses(model, DOCUMENTS, LENGTHS)
+    measured = window_losses(model.train(), DOCUMENTS, LENGTHS)
+    assert model.training
+    for length in LENGTHS:
+        np.testing.assert_array_equal(measured[length].nll, expected[length].nll)
+
+
+@few_windows_are_fine
+def test_lengths_may_come_unsorted_and_twice(make_model: ModelMaker) -> None:
+    model = make_model("rope")
+    jumbled, plain = (window_losses(model, DOCUMENTS, lengths) for lengths in ([32, 8, 16, 8], LENGTHS))
+    assert list(jumbled) == LENGTHS
+    for length in LENGTHS:
+        np.testing.assert_array_equal(jumbled[length].nll, plain[length].nll)
+
+
+def test_a_length_beyond_the_text_names_the_longest_document(make_model: ModelMaker) -> None:
+    for protocol in PROTOCOLS:
+        with pytest.raises(ValueError, match=r"72.*71 tokens"):
+            length_curve(make_model("rope"), DOCUMENTS, [8, 72], protocol)
+
+
+def test_no_text_at_all_is_an_error(make_model: ModelMaker) -> None:
+    with pytest.raises(ValueError, match=r"8.*0 tokens"):
+        length_curve(make_model("rope"), [], [8])
+
+
+@pytest.mark.parametrize("lengths", [[], [1, 8], [0], [-4]])
+def test_lengths_too_short_to_score_are_refused(make_model: ModelMaker, lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        length_curve(make_model("rope"), DOCUMENTS, lengths)
+
+
+@pytest.mark.parametrize("most", [0, -1])
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_no_windows_at_all_are_refused(make_model: ModelMaker, protocol: str, most: int) -> None:
+    with pytest.raises(ValueError, match=f"max_windows.*{most}"):
+        window_losses(make_model("rope"), DOCUMENTS, LENGTHS, protocol, max_windows=most)
+
+
+def test_an_unknown_protocol_lists_the_choices(make_model: ModelMaker) -> None:
+    with pytest.raises(ValueError, match=r"'same'.*blocks, same_targets"):
+        length_curve(make_model("rope"), DOCUMENTS, LENGTHS, "same")
+
+
+def test_fewer_windows_than_256_are_said_to_be_too_few(make_model: ModelMaker) -> None:
+    with pytest.warns(UserWarning, match=r"Only 11 windows.*fewer than 256"):
+        length_curve(make_model("rope"), DOCUMENTS, LENGTHS)
+
+
+def test_enough_windows_are_no_reason_to_warn(make_model: ModelMaker) -> None:
+    rows = length_curve(make_model("rope"), [document(600)], [4, 8])
+    assert {row.windows for row in rows} == {256}
+
+
+def curve_of(nll: Sequence[float] | np.ndarray, tokens: int = 4) -> WindowLosses:
+    """Losses of windows in which only the losses matter."""
+    windows = len(nll)
+    counts = np.full(windows, tokens, dtype=np.int64)
+    return WindowLosses(np.asarray(nll, dtype=np.float64), counts, counts * 0, math.nan, math.nan)
+
+
+def noise(windows: int, seed: int, spread: float = 1.0) -> np.ndarray:
+    return 20 + spread * np.random.default_rng(seed).standard_normal(windows)
+
+
+def falling_curve(drops: dict[int, float], windows: int = 256) -> dict[int, WindowLosses]:
+    """A curve whose loss falls by so much on arriving at each length, with noise that the windows share."""
+    shared, level, curve = noise(windows, 0, spread=5.0), 0.0, {}
+    for length, drop in drops.items():
+        level -= drop
+        curve[length] = curve_of(shared + level + 0.2 * (noise(windows, length) - 20))
+    return curve
+
+
+@pytest.mark.parametrize(
+    ("drops", "expected"),
+    [
+        ({8: 0, 16: 1, 32: 1, 64: 1}, 64),
+        ({8: 0, 16: 1, 32: 1, 64: 0}, 32),
+        ({8: 0, 16: 1, 32: 0, 64: 0}, 16),
+        ({8: 0, 16: 0, 32: 0}, 8),
+        ({8: 0, 16: -1, 32: -1}, 8),
+        ({8: 0, 16: -1, 32: 1}, 32),
+        ({8: 0, 32: 1, 128: 1}, 8),
+        ({8: 0}, 8),
+    ],
+)
+def test_effective_context_is_the_longest_length_better_than_its_half(
+    drops: dict[int, float], expected: int
+) -> None:
+    assert effective_context(falling_curve(drops)) == expected
+
+
+@few_windows_are_fine
+def test_effective_context_is_a_row_where_the_same_targets_are_scored(make_model: ModelMaker) -> None:
+    model = make_model("bipe-rope")
+    (row,) = of_metric(length_curve(model, DOCUMENTS, LENGTHS), "effective_context")
+    assert row.value == row.low == row.high == effective_context(window_losses(model, DOCUMENTS, LENGTHS))
+    assert of_metric(length_curve(model, DOCUMENTS, LENGTHS, "blocks"), "effective_context") == []
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    return interval(lambda total, count: total / count, values, np.ones_like(values))
+
+
+@pytest.mark.parametrize("windows", [2, 31, 64, 1000])
+def test_an_interval_holds_its_value(windows: int) -> None:
+    values = noise(windows, 4)
+    value, low, high = mean_interval(values)
+    assert value == pytest.approx(values.mean())
+    assert low <= value <= high
+    assert low < high
+
+
+def test_one_window_has_an_interval_of_no_width() -> None:
+    assert mean_interval(np.array([3.0])) == (3.0, 3.0, 3.0)
+
+
+def test_intervals_shrink_with_the_root_of_the_windows() -> None:
+    widths = []
+    for windows in (64, 1024):
+        ends = [mean_interval(noise(windows, seed))[1:] for seed in range(10)]
+        widths.append(np.mean([high - low for low, high in ends]))
+    assert widths[0] / widths[1] == pytest.approx(4.0, rel=0.2)
+    assert widths[1] == pytest.approx(2 * 1.96 / math.sqrt(1024), rel=0.2)
+
+
+def test_intervals_hold_the_truth_about_95_times_in_100() -> None:
+    ends = [mean_interval(noise(256, seed))[1:] for seed in range(100)]
+    assert 88 <= sum(low <= 20 <= high for low, high in ends) <= 99
+
+
+def test_intervals_of_neighbours_that_agree_are_as_wide_as_those_of_so_many_fewer() -> None:
+    single, repeated = noise(32, 5), np.repeat(noise(32, 5), 8)
+    assert mean_interval(repeated)[1:] == pytest.approx(mean_interval(single)[1:])
+
+
+def test_a_curve_does_not_differ_from_itself() -> None:
+    curve = falling_curve({8: 0, 16: 1, 32: 1})
+    rows = paired_differences(curve, curve, 8)
+    assert len(rows) == 5
+    for row in rows:
+        assert (row["value"], row["low"], row["high"]) == (0, 0, 0)
+
+
+def test_differences_are_of_log_perplexities_and_their_growth() -> None:
+    first, second = falling_curve({8: 0, 16: 1, 32: 1}), falling_curve({8: 2, 16: 3, 32: 1})
+    found = {(row["metric"], row["length"]): row for row in paired_differences(first, second, 8)}
+
+    def log_perplexity(curve: dict[int, WindowLosses], length: int) -> float:
+        return curve[length].nll.sum() / curve[length].tokens.sum()
+
+    gaps = {length: log_perplexity(first, length) - log_perplexity(second, length) for length in first}
+    for length, gap in gaps.items():
+        row = found["log_perplexity", length]
+        assert row["value"] == pytest.approx(gap)
+        assert row["base_length"] == 8
+        assert row["windows"] == 256
+    for length in (16, 32):
+        assert found["log_perplexity_growth", length]["value"] == pytest.approx(gaps[length] - gaps[8])
+    assert ("log_perplexity_growth", 8) not in found
+
+
+def test_pairing_takes_out_what_the_windows_share() -> None:
+    hard = 10 * noise(256, 1)
+    (row,) = paired_differences({8: curve_of(hard + 0.4)}, {8: curve_of(hard)}, 8)
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_differences_leave_out_lengths_that_only_one_curve_has() -> None:
+    first, second = falling_curve({8: 0, 16: 1}), falling_curve({16: 0, 32: 1})
+    assert {row["length"] for row in paired_differences(first, second, 8)} == {16}
+
+
+def test_differences_of_other_windows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"windows.*256.*100|windows.*100.*256"):
+        paired_differences(falling_curve({8: 0}), falling_curve({8: 0}, windows=100), 8)
+
+
+def test_growth_is_left_out_where_lengths_score_other_tokens(make_model: ModelMaker) -> None:
+    curve = window_losses(make_model("rope"), DOCUMENTS, LENGTHS, "blocks")
+    assert {row["metric"] for row in paired_differences(curve, curve, 8)} == {"log_perplexity"}
+
+
+def test_saved_curves_come_back(tmp_path: Path) -> None:
+    curves = {"same_targets": falling_curve({8: 0, 16: 1}), "blocks": falling_curve({8: 0})}
+    save_curves(tmp_path / "losses.safetensors", curves)
+    loaded = load_curves(tmp_path / "losses.safetensors")
+    assert {protocol: list(curve) for protocol, curve in loaded.items()} == {
+        "same_targets": [8, 16],
+        "blocks": [8],
+    }
+    for protocol, curve in curves.items():
+        for length, losses in curve.items():
+            again = loaded[protocol][length]
+            for name in ("nll", "tokens", "bytes", "tokens_per_segment", "offsets_beyond_trained"):
+                np.testing.assert_array_equal(getattr(again, name), getattr(losses, name))
