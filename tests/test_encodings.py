@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -321,7 +321,7 @@ def test_no_two_offsets_look_alike_in_bfloat16() -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_far_rotations_keep_their_angles_in_half_precision(model_dtype: torch.dtype, autocast: bool) -> None:
-    model = BipeForCausalLM(config_of(inter={"type": "rope"})).to(model_dtype)
+    model = cast("Any", BipeForCausalLM(config_of(inter={"type": "rope"}))).to(model_dtype)
     positions = at_segments([[0, 1, FAR - 1, FAR]])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         rotation = model.model.inter(positions, positions, torch.float32).query_rotation
@@ -344,7 +344,8 @@ def test_half_precision_rotations_are_the_float32_ones_cast_once(dtype: torch.dt
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_far_neighbours_keep_their_bias_in_half_precision(model_dtype: torch.dtype, autocast: bool) -> None:
-    model = BipeForCausalLM(config_of(inter={"type": "alibi", "scale": 20.7})).to(model_dtype)
+    config = config_of(inter={"type": "alibi", "scale": 20.7})
+    model = cast("Any", BipeForCausalLM(config)).to(model_dtype)
     positions = at_segments([[0, 1, FAR - 1, FAR]])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         bias = model.model.inter(positions, positions, model_dtype).bias

@@ -1,7 +1,7 @@
 """Generation with a cache against recomputing every step from the full text."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ GREEDY: Mapping[str, Any] = {
 
 def generate(model: BipeForCausalLM, ids: Tensor, **options: Any) -> Tensor:
     """The whole sequences that `generate` returns."""
-    generated = model.generate(ids, **{**GREEDY, **options})
+    generated = cast("Any", model).generate(ids, **{**GREEDY, **options})
     assert isinstance(generated, Tensor)
     return generated
 
@@ -43,8 +43,9 @@ def recompute(model: BipeForCausalLM, ids: Tensor, mask: Tensor | None = None, n
     """Greedy decoding by a forward over the full text for each token."""
     mask = torch.ones_like(ids) if mask is None else mask
     for _ in range(new):
-        logits = model(ids, attention_mask=mask, use_cache=False).logits[:, -1]
-        ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), dim=1)
+        logits = model(ids, attention_mask=mask, use_cache=False).logits
+        assert logits is not None
+        ids = torch.cat((ids, logits[:, -1:].argmax(-1)), dim=1)
         mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
     return ids
 
@@ -225,7 +226,7 @@ def test_a_cropped_cache_goes_on_from_where_it_was_cut(make_model: ModelMaker) -
 def test_a_reordered_cache_keeps_each_row_with_its_positions(make_model: ModelMaker) -> None:
     model, cache, order = make_model("bipe-alibi"), DynamicCache(), torch.tensor([2, 0, 1])
     model(PROMPTS[:, :6], past_key_values=cache)
-    cache.reorder_cache(order)
+    cache.reorder_cache(cast("torch.LongTensor", order))
     ids = PROMPTS[order]
     logits = model(ids[:, 6:], past_key_values=cache).logits
     torch.testing.assert_close(logits, model(ids).logits[:, 6:], rtol=1e-4, atol=1e-4)
@@ -307,8 +308,7 @@ def test_segments_of_fixed_length_are_counted_without_padding(
 
 def test_a_cache_filled_by_another_model_is_refused(make_model: ModelMaker) -> None:
     model, cache = make_model("bipe-rope"), DynamicCache()
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    llama = LlamaForCausalLM(LlamaConfig(vocab_size=12, num_hidden_layers=2, **sizes))
+    llama = LlamaForCausalLM(LlamaConfig.from_dict(model.config.to_dict()))
     llama(PROMPT, past_key_values=cache)
     with pytest.raises(ValueError, match="10 tokens but not their segments"):
         model(PROMPT[:, :1], past_key_values=cache)
@@ -326,6 +326,15 @@ def test_a_cache_filled_from_embeddings_is_refused_without_positions(make_model:
     torch.testing.assert_close(logits, model(PROMPT).logits[:, 6:], rtol=1e-4, atol=1e-4)
 
 
+def test_a_cache_without_segments_goes_on_where_the_whole_text_is_given(make_model: ModelMaker) -> None:
+    model, cache = make_model("bipe-rope"), DynamicCache()
+    positions = model.positions(PROMPT[:, :6])
+    embedded = model.get_input_embeddings()(PROMPT[:, :6])
+    model(inputs_embeds=embedded, positions=positions, past_key_values=cache)
+    generated = generate(model, PROMPT, past_key_values=cache)
+    assert generated.tolist() == recompute(model, PROMPT).tolist()
+
+
 def test_positions_that_do_not_cover_the_cache_are_refused(make_model: ModelMaker) -> None:
     model, cache = make_model("bipe-rope"), DynamicCache()
     model(PROMPT[:, :6], past_key_values=cache)
@@ -337,7 +346,7 @@ def test_generation_from_embeddings_alone_is_refused(make_model: ModelMaker) -> 
     model = make_model("bipe-rope")
     embedded = model.get_input_embeddings()(PROMPT)
     with pytest.raises(ValueError, match="inputs_embeds"):
-        model.generate(inputs_embeds=embedded, **GREEDY)
+        cast("Any", model).generate(inputs_embeds=embedded, **GREEDY)
 
 
 def dynamic_model(make_model: ModelMaker) -> BipeForCausalLM:

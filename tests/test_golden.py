@@ -1,6 +1,7 @@
 """What the authors' released code computed from tiny models (see `data/golden/README.md`)."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from bipe import BipeConfig, BipeForCausalLM, TokenSet, bilevel_positions
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 SEPARATORS = [869, 13]
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 1000,
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -127,8 +127,7 @@ def test_at_most_so_many_windows_are_spread_evenly(most: int) -> None:
 @few_windows_are_fine
 def test_any_model_of_transformers_can_be_measured(make_model: ModelMaker) -> None:
     ours = make_model("rope")
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    llama = LlamaForCausalLM(LlamaConfig(vocab_size=12, num_hidden_layers=2, **sizes)).eval()
+    llama = LlamaForCausalLM(LlamaConfig.from_dict(ours.config.to_dict())).eval()
     llama.load_state_dict(ours.state_dict())
     for protocol in PROTOCOLS:
         first, second = (window_losses(model, DOCUMENTS, LENGTHS, protocol) for model in (ours, llama))
@@ -202,7 +201,8 @@ class RowCounter(nn.Module):
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.head, self.rows = head, []
+        self.head = head
+        self.rows: list[int] = []
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.rows.append(hidden.numel() // hidden.shape[-1])
@@ -213,7 +213,7 @@ class RowCounter(nn.Module):
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
 def test_the_head_sees_at_most_1024_tokens_at_once(make_model: ModelMaker, protocol: str) -> None:
     model = make_model("rope")
-    counter = RowCounter(model.get_output_embeddings())
+    counter = RowCounter(model.lm_head)
     model.set_output_embeddings(counter)
     text = [document(3000)]
     curve = window_losses(model, text, [512, 1024], protocol)

@@ -25,7 +25,7 @@ def _masked_bias(bias: Bias, mask: Tensor | None, rows: slice, columns: slice, d
         hidden = row[:, None] < column
     else:
         hidden = ~mask[:, :, rows, columns]
-        block = block.expand(len(hidden), -1, -1, -1).contiguous()
+        block = block.expand(max(len(hidden), len(block)), -1, -1, -1).contiguous()
     # The lowest finite number, not -inf: a row of padding sees nothing, and -inf alone makes NaN.
     return block.masked_fill_(hidden, torch.finfo(dtype).min)
 

@@ -193,6 +193,8 @@ def window_losses(
         ValueError: an unknown protocol, or a length that does not fit in any document.
     """
     cut = choose("protocol", PROTOCOLS, protocol)
+    if max_windows is not None and max_windows < 1:
+        raise ValueError(f"max_windows must be at least 1, or None for all windows; got {max_windows}.")
     lengths = _checked_lengths(documents, lengths)
     training = model.training
     model.eval()
@@ -261,6 +263,12 @@ def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score
     return rows
 
 
+def scheme_name(model: PreTrainedModel) -> str:
+    """What to call a model in the rows: the scheme of one of ours, else its `model_type`."""
+    named = model.config.scheme if isinstance(model, BipeForCausalLM) else None
+    return named or str(model.config.model_type)
+
+
 def length_curve(
     model: PreTrainedModel,
     documents: Sequence[Tensor],
@@ -295,7 +303,7 @@ def length_curve(
     curve = window_losses(
         model, documents, lengths, protocol, token_bytes=token_bytes, max_windows=max_windows
     )
-    run = run or Run(getattr(model.config, "scheme", None) or model.config.model_type)
+    run = run or Run(scheme_name(model))
     return scores(curve, run, protocol, model.num_parameters())
 
 
@@ -310,11 +318,16 @@ def paired_differences(first: Curve, second: Curve, base_length: int) -> list[di
     rows: list[dict[str, float | int | str]] = []
     for length in sorted(set(first) & set(second)):
         one, two, tokens = first[length], second[length], first[length].tokens
+        if len(two.tokens) != len(tokens):
+            raise ValueError(
+                f"Only the same windows can be compared; at {length} tokens there are {len(tokens)} and "
+                f"{len(two.tokens)}."
+            )
         found = {"log_perplexity": mean_loss_difference([one.nll, two.nll], [1, -1], tokens)}
-        base = first.get(base_length)
-        if base is not None and length != base_length and np.array_equal(base.tokens, tokens):
+        bases = first.get(base_length), second.get(base_length)
+        if length != base_length and all(base and np.array_equal(base.tokens, tokens) for base in bases):
             found["log_perplexity_growth"] = mean_loss_difference(
-                [one.nll, base.nll, two.nll, second[base_length].nll], [1, -1, -1, 1], tokens
+                [one.nll, first[base_length].nll, two.nll, second[base_length].nll], [1, -1, -1, 1], tokens
             )
         for metric, (value, low, high) in found.items():
             rows.append(

@@ -8,7 +8,7 @@ from bipe.data import encode, load_documents, token_bytes
 from bipe.models.checkpoint import Checkpoint
 
 from .base import Run, Score
-from .length_curve import ENOUGH_WINDOWS, length_curve
+from .length_curve import ENOUGH_WINDOWS, length_curve, scheme_name
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[S
 
 def _run_of(checkpoint: Checkpoint) -> Run:
     """The training run that left its record beside the weights, or one without seed and steps."""
-    config = checkpoint.model.config
-    name = getattr(config, "scheme", None) or config.model_type
+    name = scheme_name(checkpoint.model)
     record = checkpoint.directory / "training.json"
     if not record.is_file():
         return Run(name)

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from bipe.encodings.inter import INTER_ENCODINGS
@@ -13,6 +15,8 @@ from bipe.registry import choose, split_spec
 from bipe.segmentation import TokenSet, build_segmenter
 
 from .schemes import SCHEMES
+
+C = TypeVar("C", bound=LlamaConfig)
 
 SIZE_LIMITS = {
     "vocab_size": 2**24,
@@ -26,6 +30,22 @@ SIZE_LIMITS = {
 }
 
 
+def _with_plain_errors(config: type[C]) -> type[C]:
+    """Let a value of a wrong type be a ValueError of one line, as every other wrong value is."""
+    initialise = config.__init__
+
+    @wraps(initialise)
+    def checked(self: C, *args: Any, **kwargs: Any) -> None:
+        try:
+            initialise(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error).strip().splitlines()[-1].strip()) from error
+
+    config.__init__ = checked
+    return config
+
+
+@_with_plain_errors
 @strict
 class BipeConfig(LlamaConfig):
     """Configuration of a Llama decoder with bilevel positions; every field of `LlamaConfig` is a field here.
@@ -61,13 +81,21 @@ class BipeConfig(LlamaConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._validate_sizes()
-        self.segmenter = dict(self.segmenter or {"type": "every_token"})
-        self.intra = dict(self.intra or {"type": "zero"})
-        self.inter = dict(self.inter or {"type": "rope"})
+        self.segmenter = {"type": "every_token"} if self.segmenter is None else dict(self.segmenter)
+        self.intra = {"type": "zero"} if self.intra is None else dict(self.intra)
+        self.inter = {"type": "rope"} if self.inter is None else dict(self.inter)
+        self._fold_legacy_rope_fields(kwargs)
         inter, options = split_spec("inter encoding", INTER_ENCODINGS, self.inter)
         self.inter = {"type": self.inter["type"], **inter.adopt(self, options)}
         super().__post_init__(**kwargs)
         self.validate_encodings()
+
+    def _fold_legacy_rope_fields(self, fields: dict[str, Any]) -> None:
+        """Put `rope_scaling` and `rope_theta` of older configs where `inter` is compared with them."""
+        given = {**(fields.pop("rope_scaling", None) or {}), **(self.rope_parameters or {})}
+        if fields.get("rope_theta") is not None:
+            given.setdefault("rope_theta", fields["rope_theta"])
+        self.rope_parameters = given or None
 
     def _validate_sizes(self) -> None:
         for name, limit in SIZE_LIMITS.items():

@@ -16,11 +16,16 @@ def initialize_by_name(model: BipeForCausalLM, seed: int) -> None:
         model: changed in place.
         seed: any integer.
     """
+    drawn: set[int] = set()
     for name, module in model.named_modules():
+        parameters = list(module.parameters(recurse=False))
+        if any(id(parameter) in drawn for parameter in parameters):
+            continue  # tied to a module that came first
+        drawn.update(map(id, parameters))
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            for parameter in module.parameters(recurse=False):
+            for parameter in parameters:
                 # Transformers draws nothing for what it takes to be loaded from a file.
                 parameter._is_hf_initialized = False  # pyright: ignore[reportAttributeAccessIssue]
             model._init_weights(module)

@@ -157,14 +157,20 @@ class BipeModel(BipePreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
+            raise ValueError(
+                "Only the eager implementation returns attention weights: load with "
+                "attn_implementation='eager'."
+            )
         if input_ids is not None:
             _check_ids(input_ids, self.config.vocab_size)
         embeds: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past_key_values = self._usable_cache(past_key_values, use_cache)
-        past, tokens = past_length(past_key_values), embeds.shape[1]
-        _check_columns("attention_mask", attention_mask, {past + tokens, tokens}, past)
+        past, (batch, tokens) = past_length(past_key_values), embeds.shape[:2]
+        _check_shape("attention_mask", attention_mask, batch, {past + tokens, tokens})
+        _check_shape("document_ids", document_ids, batch, {tokens if positions is None else past + tokens})
         if document_ids is None and past == 0:
-            document_ids = packed_documents(position_ids, attention_mask, embeds.shape[0])
+            document_ids = packed_documents(position_ids, attention_mask, (batch, tokens))
 
         if positions is None:
             state = self._advance(input_ids, attention_mask, document_ids, past_key_values)
@@ -172,7 +178,7 @@ class BipeModel(BipePreTrainedModel):
             if past:
                 attention_mask, document_ids = state.real, state.document_ids
         else:
-            _check_columns("positions", positions.token, {past + tokens}, past)
+            _check_shape("positions", positions.token, batch, {past + tokens})
         mask = self._causal_mask(embeds, attention_mask, document_ids, past_key_values)
         query = positions.last(tokens)
         offsets = self.intra(query, embeds.dtype)
@@ -219,7 +225,8 @@ class BipeModel(BipePreTrainedModel):
         if past and not has_state(cache, layer):
             raise ValueError(
                 f"The cache holds {past} tokens but not their segments, so the new tokens' positions are "
-                "unknown: pass positions covering all keys, or a cache that this model has filled from token ids."
+                "unknown: pass positions covering all keys, or a cache that this model has filled from "
+                "token ids."
             )
         known = read_state(cache, layer, past) if cache is not None and past else None
         state = self._token_state(input_ids, attention_mask, document_ids, known)
@@ -237,8 +244,15 @@ class BipeModel(BipePreTrainedModel):
         """What the implementation wants: None where the causal order says it all."""
         same_document = None
         if document_ids is not None and _several(document_ids):
-            missing = _key_length(cache, inputs_embeds.shape[1]) - document_ids.shape[1]
-            same_document = _same_document(nn.functional.pad(document_ids, (0, max(0, missing))))
+            real = (
+                torch.ones_like(document_ids, dtype=torch.bool)
+                if attention_mask is None
+                else attention_mask.bool()
+            )
+            # Counted, since a document's name may come again further on.
+            documents = document_starts(real, document_ids).long().cumsum(dim=-1)
+            missing = _key_length(cache, inputs_embeds.shape[1]) - documents.shape[1]
+            same_document = _same_document(nn.functional.pad(documents, (0, max(0, missing))))
         return create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -301,13 +315,8 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
             ValueError: as `BipeModel.forward`, and attention weights asked of an implementation that has
                 none.
         """
-        if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
-            raise ValueError(
-                "Only the eager implementation returns attention weights: load with "
-                "attn_implementation='eager'."
-            )
         if document_ids is None and past_length(past_key_values) == 0:
-            document_ids = packed_documents(position_ids, attention_mask, 1)
+            document_ids = packed_documents(position_ids, attention_mask, _shape(input_ids, inputs_embeds))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -322,6 +331,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
+            _check_shape("labels", labels, len(logits), {outputs.last_hidden_state.shape[1]})
             labels = _targets(labels, attention_mask, document_ids)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
@@ -338,14 +348,17 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         """The inputs that transformers prepares, with positions where the cache does not remember them."""
         inputs = cast("Any", super()).prepare_inputs_for_generation(input_ids, *args, **kwargs)
         cache = inputs.get("past_key_values")
-        past = past_length(cache)
-        if not past or inputs.get("input_ids") is None:
+        past, documents = past_length(cache), inputs.get("document_ids")
+        if inputs.get("input_ids") is None:
             return inputs
         new = inputs["input_ids"].shape[1]
-        if inputs.get("document_ids") is not None and inputs["document_ids"].shape[1] != new:
+        if documents is not None and documents.shape[1] != new:
             # They describe the prompt; the tokens after it go on in its last document.
-            inputs["document_ids"] = None
-        if not has_state(cache, self.config.num_hidden_layers) and input_ids.shape[1] == past + new:
+            last = (
+                documents[:, -1:].expand(-1, new - documents.shape[1]) if new > documents.shape[1] else None
+            )
+            inputs["document_ids"] = None if last is None or past else torch.cat((documents, last), dim=1)
+        if past and not has_state(cache, self.config.num_hidden_layers) and input_ids.shape[1] == past + new:
             inputs["positions"] = self.positions(input_ids, inputs.get("attention_mask"))
         return inputs
 
@@ -357,24 +370,33 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         return attention_mask
 
 
-def packed_documents(position_ids: Tensor | None, attention_mask: Tensor | None, batch: int) -> Tensor | None:
+def packed_documents(
+    position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int]
+) -> Tensor | None:
     """`(B, T)` documents of a batch that tells its borders by breaks in `position_ids`, or None."""
     if position_ids is None:
         return None
-    if position_ids.dim() != 2:
-        raise ValueError(f"position_ids must have the shape (B, T); got {tuple(position_ids.shape)}.")
+    if (
+        position_ids.dim() != 2
+        or position_ids.shape[0] not in (1, shape[0])
+        or position_ids.shape[1] != shape[1]
+    ):
+        raise ValueError(f"position_ids must have the shape {shape}; got {tuple(position_ids.shape)}.")
     real = None if attention_mask is None else attention_mask.bool()
-    rows = max(batch, position_ids.shape[0], 1 if real is None else real.shape[0])
-    return document_ids_from_position_ids(position_ids.expand(rows, -1), real)
+    return document_ids_from_position_ids(position_ids.expand(shape[0], -1), real)
 
 
 def _targets(labels: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
-    """The labels without the first token of each document."""
-    if document_ids is None:
+    """The labels without the first token of each document, which nothing precedes."""
+    if attention_mask is None and document_ids is None:
         return labels
     tokens = labels.shape[1]
     real = torch.ones_like(labels, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    return labels.masked_fill(document_starts(real[:, -tokens:], document_ids[:, -tokens:]), -100)
+    if real.shape[1] > tokens:
+        # The first token of this call follows those in the cache.
+        return labels
+    document_ids = None if document_ids is None else document_ids[:, -tokens:]
+    return labels.masked_fill(document_starts(real, document_ids), -100)
 
 
 def _check_ids(input_ids: Tensor, vocab_size: int) -> None:
@@ -386,12 +408,18 @@ def _check_ids(input_ids: Tensor, vocab_size: int) -> None:
         raise ValueError(f"Token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}.")
 
 
-def _check_columns(name: str, tensor: Tensor | None, allowed: set[int], past: int) -> None:
-    if tensor is not None and (tensor.dim() != 2 or tensor.shape[1] not in allowed):
-        raise ValueError(
-            f"{name} must have two dimensions and {max(allowed)} columns, {past} of them for cached tokens; "
-            f"got the shape {tuple(tensor.shape)}."
-        )
+def _check_shape(name: str, tensor: Tensor | None, rows: int, columns: set[int]) -> None:
+    """Refuse what does not stand beside the ids; a cache adds columns for the tokens it holds."""
+    if tensor is not None and (
+        tensor.dim() != 2 or tensor.shape[0] != rows or tensor.shape[1] not in columns
+    ):
+        raise ValueError(f"{name} must have the shape {(rows, max(columns))}; got {tuple(tensor.shape)}.")
+
+
+def _shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
+    """Rows and columns of this call; none of each where neither is given, which the decoder refuses."""
+    given = input_ids if inputs_embeds is None else inputs_embeds
+    return (0, 0) if given is None else (given.shape[0], given.shape[1])
 
 
 def _key_length(cache: Cache | None, tokens: int) -> int:

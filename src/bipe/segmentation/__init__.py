@@ -1,6 +1,6 @@
 """How a stream of tokens is cut into segments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bipe.registry import split_spec

@@ -39,7 +39,7 @@ class AlibiBias(Bias):
         return self.slopes[None, :, None, None] * distance.float()
 
     def reach(self, nats: float) -> Tensor:
-        return torch.floor(nats / self.slopes)
+        return torch.where(self.slopes > 0, torch.floor(nats / self.slopes), torch.inf)
 
 
 def _rows_agree(segment: Tensor) -> bool:

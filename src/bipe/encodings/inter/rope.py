@@ -1,19 +1,25 @@
 """A rotation by the segment index."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bipe.positions import BilevelPositions
+from bipe.registry import choose
 
 from .base import InterEncoding, Relation
 
 LENGTH_THRESHOLDS = {"dynamic", "llama3", "longrope", "yarn"}
 """The rope types that compare a position with the trained length."""
+
+SCALED = {"dynamic", "linear", "llama3", "yarn"}
+"""The rope types that cannot do without a factor."""
 
 LENGTH_DEPENDENT = {"dynamic", "longrope"}
 """The rope types whose frequencies depend on the longest position of the call."""
@@ -62,7 +68,12 @@ class Rope(InterEncoding):
         Raises:
             ValueError: `rope_parameters` already says something else.
         """
-        moved = dict(options.get("scaling") or {})
+        scaling = options.get("scaling") or {}
+        if not isinstance(scaling, Mapping):
+            raise ValueError(
+                f'scaling is a dictionary such as {{"rope_type": "yarn", "factor": 4.0}}; got {scaling!r}.'
+            )
+        moved = dict(scaling)
         if options.get("theta") is not None:
             moved["rope_theta"] = options["theta"]
         explicit = dict(config.rope_parameters or {})
@@ -87,6 +98,7 @@ class Rope(InterEncoding):
         theta = parameters["rope_theta"]
         if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e12:
             raise ValueError(f"RoPE's theta must be a number above 1; got {theta!r}.")
+        cls._validate_scaling(parameters)
         if "partial_rotary_factor" in parameters and parameters["partial_rotary_factor"] != 1:
             raise ValueError(
                 "RoPE here rotates all channels of a head; partial_rotary_factor is not supported."
@@ -94,6 +106,17 @@ class Rope(InterEncoding):
         cls._validate_unit(
             parameters, on_tokens=getattr(config, "segmenter", None) == {"type": "every_token"}
         )
+
+    @staticmethod
+    def _validate_scaling(parameters: dict[str, Any]) -> None:
+        rope_type = choose(
+            "rope_type", {name: name for name in ("default", *ROPE_INIT_FUNCTIONS)}, parameters["rope_type"]
+        )
+        factor = parameters.get("factor")
+        if rope_type in SCALED and (
+            isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 1
+        ):
+            raise ValueError(f"The rope_type {rope_type!r} needs a factor, at least 1; got {factor!r}.")
 
     @staticmethod
     def _validate_unit(parameters: dict[str, Any], *, on_tokens: bool) -> None:
