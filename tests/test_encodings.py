@@ -427,7 +427,7 @@ def test_a_threshold_on_segments_must_be_given_in_segments(rope_type: str) -> No
     config_of(inter={"type": "rope", "scaling": {**scaling, "original_max_segments": 64}})
 
 
-@pytest.mark.parametrize("threshold", [0, -3, 2.5, "many"])
+@pytest.mark.parametrize("threshold", [0, -3, 2.5, "many", True])
 def test_a_threshold_must_be_a_whole_number_of_segments(threshold: Any) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_segments": threshold}
     with pytest.raises(ValueError, match=f"original_max_segments.*{threshold}"):

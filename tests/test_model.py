@@ -236,6 +236,21 @@ def test_the_first_token_of_a_document_is_no_target(make_model: ModelMaker, pack
     assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 14, dtype=torch.int64)])
+def test_the_first_token_of_a_document_is_no_target_after_a_cache(
+    make_model: ModelMaker, mask: Tensor | None
+) -> None:
+    model, ids, documents = make_model("bipe-rope"), ids_of(1, 14), documents_of((9, 5))
+    other = ids.clone()
+    other[0, 9] = (other[0, 9] + 1) % 12
+    losses = []
+    for labels in (ids, other):
+        cache = model(ids[:, :6], document_ids=documents[:, :6]).past_key_values
+        rest = {"document_ids": documents[:, 6:], "labels": labels[:, 6:]}
+        losses.append(model(ids[:, 6:], attention_mask=mask, past_key_values=cache, **rest).loss)
+    assert torch.equal(*losses)
+
+
 def test_padding_inside_a_packed_row_joins_no_documents(make_model: ModelMaker) -> None:
     model, ids = make_model("bipe-alibi"), ids_of(1, 14)
     mask = torch.ones_like(ids)

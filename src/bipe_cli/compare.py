@@ -49,4 +49,4 @@ def compare(
         "seeds": seeds,
     }
     settings = read_settings(Comparison, recipe, parse_overrides(context.args), given)
-    typer.echo(run(settings, out, workers=workers, say=typer.echo))
+    typer.echo(run(settings, out, processes=workers, say=typer.echo))

@@ -21,7 +21,9 @@ from .intervals import interval, mean_loss_difference
 
 TASK = "length-curve"
 ENOUGH_WINDOWS = 256
-BATCH_TOKENS = 16384
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+"""Tokens of a batch; on a CPU its activations should stay in the cache."""
+
 HEAD_ROWS = 1024
 """Rows of logits in memory at once."""
 
@@ -133,7 +135,7 @@ def _measure(
 ) -> WindowLosses:
     nll, sizes, segments, tokens, beyond = [], [], 0, 0, 0
     limit = getattr(model.config, "max_trained_offset", None)
-    for batch in windows.batches(max(1, BATCH_TOKENS // length)):
+    for batch in windows.batches(max(1, BATCH_TOKENS[model.device.type] // length)):
         batch = batch.to(model.device)
         nll.append(_score(model, batch, windows.scored).double().sum(dim=1).cpu())
         targets = batch[:, -windows.scored :].cpu()
@@ -266,7 +268,7 @@ def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score
 def scheme_name(model: PreTrainedModel) -> str:
     """What to call a model in the rows: the scheme of one of ours, else its `model_type`."""
     named = model.config.scheme if isinstance(model, BipeForCausalLM) else None
-    return named or str(model.config.model_type)
+    return named or type(model.config).model_type
 
 
 def length_curve(

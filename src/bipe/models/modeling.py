@@ -391,10 +391,9 @@ def _targets(labels: Tensor, attention_mask: Tensor | None, document_ids: Tensor
     if attention_mask is None and document_ids is None:
         return labels
     tokens = labels.shape[1]
-    real = torch.ones_like(labels, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    if real.shape[1] > tokens:
-        # The first token of this call follows those in the cache.
-        return labels
+    # A cache adds columns; the first label of a call is no target in any case, since labels are shifted.
+    real = torch.ones_like(labels) if attention_mask is None else attention_mask[:, -tokens:]
+    real = real.bool()
     document_ids = None if document_ids is None else document_ids[:, -tokens:]
     return labels.masked_fill(document_starts(real, document_ids), -100)
 

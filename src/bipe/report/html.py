@@ -21,7 +21,7 @@ from bipe.report.plots import (
     segment_histogram_figure,
 )
 from bipe.report.records import read_records
-from bipe.report.rendering import figure_svg
+from bipe.report.rendering import figure_png, figure_svg
 from bipe.report.tables import (
     Cell,
     Table,
@@ -92,10 +92,13 @@ class Run:
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `summary.md` and `report.html` into a run folder, finished or not, and return the page's path.
+    """Write `summary.md`, `report.html` and `length_curve.png` into a run folder, finished or not.
 
     Args:
         run_dir: the folder that `bipe compare` fills.
+
+    Returns:
+        The path of `report.html`.
 
     Raises:
         ValueError: the folder has no perplexity yet, or one of its files is broken.
@@ -115,6 +118,10 @@ def write_report(run_dir: str | Path) -> Path:
     summary, page = folder / "summary.md", folder / "report.html"
     summary.write_text(environment.get_template("summary.md").render(context), encoding="utf-8")
     page.write_text(environment.get_template("report.html").render(context | _charts(run)), encoding="utf-8")
+    picture = length_curve_figure(
+        run.scores, run.protocols[0], run.train_length, styles=scheme_styles(run.schemes)
+    )
+    (folder / "length_curve.png").write_bytes(figure_png(picture))
     return page
 
 

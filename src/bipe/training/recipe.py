@@ -35,7 +35,7 @@ class DataSettings(Settings):
     """The largest number of documents read from each source; null reads everything."""
     tokenizer: str | None = None
     """A tokenizer's folder, or its name on the hub; null trains a byte-level BPE on the training text."""
-    vocab_size: int = Field(default=4096, ge=257, le=2**20)
+    vocab_size: int = Field(default=2048, ge=257, le=2**20)
     """Tokens of a vocabulary trained here; a tokenizer that is loaded brings its own."""
     train_length: int = Field(default=128, ge=2, le=2**20)
     """Tokens in a training block."""
@@ -44,15 +44,15 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     """The size of the model; which encodings it has follows from the scheme."""
 
-    hidden_size: Size = 192
+    hidden_size: Size = 128
     """Width of the model, a multiple of num_attention_heads."""
-    num_hidden_layers: Size = 4
+    num_hidden_layers: Size = 3
     """Number of decoder layers."""
     num_attention_heads: Size = 8
     """Number of attention heads."""
     num_key_value_heads: Size | None = None
     """Number of key and value heads, a divisor of num_attention_heads; null for one an attention head."""
-    intermediate_size: Size = 512
+    intermediate_size: Size = 344
     """Width of the feed-forward layers."""
     max_offset: Size | None = None
     """Rows of a learned table of offsets; null for as many as a training block has tokens."""

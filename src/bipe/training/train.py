@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from bipe.data.documents import load_documents
-from bipe.data.packing import pack
+from bipe.data.packing import hold_out_tails, pack
 from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
 from bipe.models.configuration import BipeConfig
 from bipe.models.initialization import initialize_by_name
@@ -34,7 +35,6 @@ from .run_folder import RECIPE, claim, claim_recipe, identify, is_finished, writ
 from .trainer import BlockTrainer, run_order, training_arguments
 
 ENVIRONMENT = "environment.json"
-HELD_OUT = 20
 """One in so many tokens of each training document is for validation where a recipe names no text for it."""
 
 
@@ -145,7 +145,7 @@ def train_recipe(
     if is_finished(run):
         return load_run(run)
     training, validation, tokenizer = _read_text(recipe.data)
-    config = _configure(recipe, tokenizer, training)
+    config = configure(recipe, tokenizer, training)
     length, eos = recipe.data.train_length, cast(int | None, tokenizer.eos_token_id)
     blocks = pack(training, length, eos, vocab_size=config.vocab_size)
     validation_blocks = pack(validation, length, eos, vocab_size=config.vocab_size)
@@ -172,6 +172,34 @@ def load_run(run: Path) -> TrainedModel:
     return TrainedModel(model, read_history(run), run)
 
 
+def configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: Sequence[Tensor]) -> BipeConfig:
+    """The config of a recipe's model.
+
+    Args:
+        recipe: its scheme, rule and sizes are read.
+        tokenizer: gives the vocabulary and the ids that end segments.
+        training: the training documents, each `(n,)` int64, for what a scheme measures on them.
+
+    Raises:
+        ValueError: a name is unknown, or a size is out of range.
+    """
+    given = {name: getattr(recipe.model, name) for name in ("segmenter", "intra", "inter")}
+    fields = {**_sizes(recipe), **{name: spec for name, spec in given.items() if spec is not None}}
+    tokens_per_segment = None
+    if SCHEMES[recipe.scheme].inter.get("scale") == "auto":
+        spec = recipe.model.segmenter
+        segmenter = build_segmenter(spec) if spec else TokenSet.from_tokenizer(tokenizer, rule=recipe.rule)
+        tokens_per_segment = mean_tokens_per_segment(training, segmenter, cap=recipe.data.train_length)
+    return BipeConfig.from_scheme(
+        recipe.scheme,
+        tokenizer,
+        rule=recipe.rule,
+        max_offset=recipe.model.max_offset or recipe.data.train_length,
+        tokens_per_segment=tokens_per_segment,
+        **fields,
+    )
+
+
 def _check_names(recipe: Recipe) -> None:
     """Refuse what would only fail after the text is read."""
     choose("scheme", SCHEMES, recipe.scheme)
@@ -193,27 +221,7 @@ def _read_text(data: DataSettings) -> tuple[list[Tensor], list[Tensor], PreTrain
             encode(load_documents(data.validation, limit=data.max_documents), tokenizer),
             tokenizer,
         )
-    cuts = [len(ids) - len(ids) // HELD_OUT for ids in training]
-    kept = [ids[:cut] for ids, cut in zip(training, cuts, strict=True)]
-    return kept, [ids[cut:] for ids, cut in zip(training, cuts, strict=True)], tokenizer
-
-
-def _configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: list[Tensor]) -> BipeConfig:
-    given = {name: getattr(recipe.model, name) for name in ("segmenter", "intra", "inter")}
-    fields = {**_sizes(recipe), **{name: spec for name, spec in given.items() if spec is not None}}
-    tokens_per_segment = None
-    if SCHEMES[recipe.scheme].inter.get("scale") == "auto":
-        spec = recipe.model.segmenter
-        segmenter = build_segmenter(spec) if spec else TokenSet.from_tokenizer(tokenizer, rule=recipe.rule)
-        tokens_per_segment = mean_tokens_per_segment(training, segmenter, cap=recipe.data.train_length)
-    return BipeConfig.from_scheme(
-        recipe.scheme,
-        tokenizer,
-        rule=recipe.rule,
-        max_offset=recipe.model.max_offset or recipe.data.train_length,
-        tokens_per_segment=tokens_per_segment,
-        **fields,
-    )
+    return (*hold_out_tails(training), tokenizer)
 
 
 def _sizes(recipe: Recipe) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A rotation by the segment index."""
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -97,7 +98,7 @@ class Rope(InterEncoding):
         parameters = dict(config.rope_parameters)
         theta = parameters["rope_theta"]
         if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e12:
-            raise ValueError(f"RoPE's theta must be a number above 1; got {theta!r}.")
+            raise ValueError(f"RoPE's theta must be a number between 1 and 1e12; got {theta!r}.")
         cls._validate_scaling(parameters)
         if "partial_rotary_factor" in parameters and parameters["partial_rotary_factor"] != 1:
             raise ValueError(
@@ -114,7 +115,7 @@ class Rope(InterEncoding):
         )
         factor = parameters.get("factor")
         if rope_type in SCALED and (
-            isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 1
+            isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < math.inf
         ):
             raise ValueError(f"The rope_type {rope_type!r} needs a factor, at least 1; got {factor!r}.")
 
@@ -125,11 +126,7 @@ class Rope(InterEncoding):
             raise ValueError(
                 "The segmenter is every_token: give original_max_position_embeddings, in tokens."
             )
-        if (
-            not on_tokens
-            and rope_type in LENGTH_THRESHOLDS
-            and (not isinstance(segments, int) or segments < 1)
-        ):
+        if not on_tokens and rope_type in LENGTH_THRESHOLDS and (type(segments) is not int or segments < 1):
             raise ValueError(
                 f"On segments, rope_type {rope_type!r} needs original_max_segments, the trained length "
                 f"counted in segments; got {segments!r}."

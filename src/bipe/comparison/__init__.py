@@ -1,0 +1,6 @@
+"""Comparing schemes: what `bipe compare` does."""
+
+from .compare import compare
+from .settings import Comparison
+
+__all__ = ["Comparison", "compare"]

@@ -1,0 +1,233 @@
+"""Several schemes trained alike on the same text, measured at growing lengths, and reported."""
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+from bipe.evaluation.base import Run
+from bipe.evaluation.length_curve import Curve, load_curves, paired_differences, scores
+from bipe.models import SCHEMES
+from bipe.report import append_record, read_records, write_report
+from bipe.segmentation import TokenSet
+from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
+from bipe.training.environment import describe_environment
+from bipe.training.run_folder import first_difference
+
+from .corpus import Corpus, load_corpus, make_corpus
+from .runs import MARKER, Job, RunAll, workers
+from .settings import Comparison
+
+Say = Callable[[str], None]
+
+
+def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: Say = print) -> Path:
+    """Train and measure every scheme with every seed, and write the report.
+
+    A folder that an earlier call with the same settings left unfinished is continued. The learning rate of
+    each scheme is the one with the lowest perplexity on the validation text, among the same few; every run
+    of the comparison sees the same blocks in the same order and starts from the same values in the
+    parameters that it shares with the others.
+
+    Args:
+        settings: what to compare.
+        out: the folder for everything that comes out; `scores.jsonl`, `summary.md` and `report.html` among
+            it.
+        processes: runs at a time, each in a process of its own if there are several; they share the cores.
+        say: gets a line for each step of the work.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: the folder holds another comparison, a name is unknown, or a length does not fit in the
+            test text.
+        RuntimeError: a loss stopped being finite.
+        KeyboardInterrupt: after Ctrl-C; the same call goes on where this one stopped.
+    """
+    settings.check()
+    out = Path(out)
+    _claim(settings, out)
+    say("Reading the text ...")
+    make_corpus(settings, out)
+    corpus = load_corpus(out)
+    _check_lengths(settings, corpus)
+    with workers(processes) as run_all:
+        rates = _pick_rates(settings, out, run_all, say)
+        _describe(settings, corpus, rates, out)
+        jobs = [
+            Job(
+                out,
+                f"runs/{scheme}-{seed}",
+                scheme,
+                seed,
+                rates[scheme],
+                settings.training.steps,
+                measure=True,
+            )
+            for seed, scheme in product(range(settings.seeds), settings.schemes)
+        ]
+        for number, (job, parameters) in enumerate(run_all(jobs), start=1):
+            _record_scores(settings, job, parameters)
+            write_report(out)
+            say(f"[{number}/{len(jobs)}] {job.scheme}, seed {job.seed}: {_headline(out, job)}")
+    _record_differences(settings, out)
+    write_report(out)
+    return out / "report.html"
+
+
+def _claim(settings: Comparison, out: Path) -> None:
+    """Make `out` the folder of this comparison, or find that it is.
+
+    More seeds may be added to a comparison; all else decides what comes out.
+    """
+    here = settings.model_dump(mode="json", exclude={"seeds"})
+    marker = out / MARKER
+    if marker.exists():
+        if difference := first_difference(json.loads(marker.read_text(encoding="utf-8")), here):
+            raise ValueError(
+                f"{out} holds another comparison: {difference}. Choose another folder with --out."
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(
+            f"{out} exists and is no folder of a comparison. Choose an empty or a new one with --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps(here, indent=1), encoding="utf-8")
+
+
+def _check_lengths(settings: Comparison, corpus: Corpus) -> None:
+    longest = max(len(document) for document in corpus.test)
+    if settings.lengths[-1] > longest:
+        raise ValueError(
+            f"The longest length, {settings.lengths[-1]} tokens, does not fit in the test text, whose "
+            f"longest document has {longest}. Ask for shorter --lengths or give longer --test documents."
+        )
+
+
+def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> dict[str, float]:
+    """The learning rate of each scheme with the lowest validation perplexity."""
+    if len(settings.learning_rates) == 1:
+        return dict.fromkeys(settings.schemes, settings.learning_rates[0])
+    jobs = [
+        Job(out, f"sweep/{scheme}-{rate:g}", scheme, 0, rate, settings.sweep_steps, measure=False)
+        for scheme, rate in product(settings.schemes, settings.learning_rates)
+    ]
+    found: dict[str, dict[float, float]] = {scheme: {} for scheme in settings.schemes}
+    for number, (job, _) in enumerate(run_all(jobs), start=1):
+        perplexity = _validation_perplexity(job)
+        found[job.scheme][job.learning_rate] = perplexity
+        place = f"[rate {number}/{len(jobs)}] {job.scheme} at {job.learning_rate:g}"
+        say(f"{place}: validation perplexity {perplexity:.1f}")
+    (out / "sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return {scheme: min(by_rate, key=lambda rate: by_rate[rate]) for scheme, by_rate in found.items()}
+
+
+def _validation_perplexity(job: Job) -> float:
+    rows = read_records(job.out / job.folder / "history.jsonl")
+    return [row["validation_perplexity"] for row in rows if "validation_perplexity" in row][-1]
+
+
+def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:
+    """Append the rows of a run that are not there yet."""
+    path = job.out / "scores.jsonl"
+    key = ("scheme", "seed", "protocol", "length", "metric")
+    there = {tuple(row[name] for name in key) for row in read_records(path)}
+    curves = load_curves(job.out / job.folder / "losses.safetensors")
+    for protocol in settings.evaluation.protocols:
+        for score in scores(curves[protocol], Run(job.scheme, job.seed, job.steps), protocol, parameters):
+            row = score.to_dict()
+            if tuple(row[name] for name in key) not in there:
+                append_record(path, row)
+
+
+def _headline(out: Path, job: Job) -> str:
+    rows = [
+        row
+        for row in read_records(out / "scores.jsonl")
+        if (row["scheme"], row["seed"], row["metric"]) == (job.scheme, job.seed, "perplexity")
+    ]
+    protocol = rows[0]["protocol"]
+    found = ", ".join(f"{row['value']:.1f} at {row['length']}" for row in rows if row["protocol"] == protocol)
+    return f"perplexity {found}"
+
+
+def _record_differences(settings: Comparison, out: Path) -> None:
+    """Compare each scheme on tokens with each on segments, on the same windows."""
+    on_segments = [scheme for scheme in settings.schemes if SCHEMES[scheme].segmenter == "token_set"]
+    pairs = [(one, two) for one in settings.schemes if one not in on_segments for two in on_segments]
+    path = out / "differences.jsonl"
+    path.unlink(missing_ok=True)
+    for seed, (first, second) in product(range(settings.seeds), pairs):
+        one, two = (_curves(out, scheme, seed) for scheme in (first, second))
+        for protocol in settings.evaluation.protocols:
+            for row in paired_differences(one[protocol], two[protocol], settings.lengths[0]):
+                append_record(
+                    path, {"first": first, "second": second, "seed": seed, "protocol": protocol, **row}
+                )
+
+
+def _curves(out: Path, scheme: str, seed: int) -> dict[str, Curve]:
+    return load_curves(out / f"runs/{scheme}-{seed}/losses.safetensors")
+
+
+def _describe(settings: Comparison, corpus: Corpus, rates: dict[str, float], out: Path) -> None:
+    """Write what the report says of settings, environment and segments."""
+    environment = describe_environment()
+    segmenter = TokenSet.from_tokenizer(corpus.tokenizer, rule=settings.rule)
+    sweep = out / "sweep.json"
+    tried = json.loads(sweep.read_text(encoding="utf-8")) if sweep.exists() else {}
+    described = {
+        "schemes": settings.schemes,
+        "seeds": list(range(settings.seeds)),
+        "train_length": settings.data.train_length,
+        "lengths": settings.lengths,
+        "steps": settings.training.steps,
+        "batch_size": settings.training.batch_size,
+        "protocols": settings.evaluation.protocols,
+        "learning_rates": rates,
+        "sweep_steps": settings.sweep_steps,
+        "sweep": [
+            {"scheme": scheme, "learning_rate": float(rate), "validation_perplexity": perplexity}
+            for scheme, by_rate in tried.items()
+            for rate, perplexity in by_rate.items()
+        ],
+        "data": {
+            "train": settings.data.train,
+            "test": settings.test or ["held out of the training text"],
+            **{
+                f"{part}_tokens": sum(map(len, getattr(corpus, part)))
+                for part in ("train", "validation", "test")
+            },
+            **{f"{part}_documents": len(getattr(corpus, part)) for part in ("train", "test")},
+        },
+        "tokenizer": {
+            "kind": settings.data.tokenizer or "byte-level BPE trained on the training text",
+            "vocab_size": len(corpus.tokenizer),
+        },
+        "rule": settings.rule,
+        "tokens_per_segment": mean_tokens_per_segment(corpus.train, segmenter, settings.data.train_length),
+        "model": settings.model.model_dump(exclude_none=True),
+        "command": environment["command"],
+        "notes": _notes(settings, corpus),
+    }
+    (out / "settings.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+    (out / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    statistics = segment_statistics(corpus.test, segmenter, fitting_lengths(corpus.test, settings.lengths))
+    segments = {
+        "rule": settings.rule,
+        "lengths": {str(length): found.to_dict() for length, found in statistics.items()},
+    }
+    (out / "segments.json").write_text(json.dumps(segments), encoding="utf-8")
+
+
+def _notes(settings: Comparison, corpus: Corpus) -> list[str]:
+    notes = []
+    heads = settings.model.num_attention_heads
+    if "bipe-alibi" in settings.schemes and heads < 8:
+        notes.append(f"bipe-alibi has scale 96 on {heads} heads; the paper's slopes need at least 8 heads.")
+    long_enough = sum(len(document) >= settings.lengths[-1] for document in corpus.test)
+    if long_enough == 1:
+        notes.append("All windows come from one test document: the intervals say nothing about other texts.")
+    return notes

@@ -1,0 +1,106 @@
+"""One run of a comparison: train, then measure."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from bipe.evaluation.length_curve import save_curves, window_losses
+from bipe.training.recipe import Recipe, TrainingSettings
+from bipe.training.train import configure, train_model
+
+from .corpus import load_corpus
+from .settings import Comparison
+
+MARKER = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run of a comparison.
+
+    Attributes:
+        out: the comparison's folder.
+        folder: the run's folder, relative to it.
+        scheme: its scheme.
+        seed: its seed.
+        learning_rate: its learning rate.
+        steps: its optimiser steps.
+        measure: whether the length curves are measured afterwards.
+    """
+
+    out: Path
+    folder: str
+    scheme: str
+    seed: int
+    learning_rate: float
+    steps: int
+    measure: bool
+
+
+RunAll = Callable[[Sequence[Job]], Iterator[tuple[Job, int]]]
+"""Does jobs, and yields each with its model's number of parameters, in order."""
+
+
+@contextmanager
+def workers(count: int) -> Iterator[RunAll]:
+    """A function that does jobs here, or in `count` processes that share the cores."""
+    if count <= 1:
+        yield lambda jobs: ((job, run(job)) for job in jobs)
+        return
+    threads = max(1, (os.cpu_count() or 1) // count)
+    with ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        yield lambda jobs: zip(jobs, pool.map(run, jobs), strict=True)
+
+
+def run(job: Job) -> int:
+    """Train, and measure if asked to; return the number of parameters."""
+    settings = Comparison.model_validate_json((job.out / MARKER).read_text(encoding="utf-8"))
+    corpus, length = load_corpus(job.out), settings.data.train_length
+    recipe = Recipe(
+        scheme=job.scheme,
+        rule=settings.rule,
+        seed=job.seed,
+        data=settings.data,
+        model=settings.model,
+        training=_training(settings.training, job),
+    )
+    folder = job.out / job.folder
+    trained = train_model(
+        configure(recipe, corpus.tokenizer, corpus.train),
+        corpus.blocks(length),
+        corpus.validation_blocks(length, settings.evaluation.validation_blocks),
+        recipe.training,
+        folder,
+        seed=job.seed,
+    )
+    corpus.tokenizer.save_pretrained(folder)
+    losses = folder / "losses.safetensors"
+    if job.measure and not losses.exists():
+        curves = {
+            protocol: window_losses(
+                trained.model,
+                corpus.test,
+                settings.lengths,
+                protocol,
+                token_bytes=corpus.token_bytes,
+                max_windows=settings.evaluation.max_windows,
+            )
+            for protocol in settings.evaluation.protocols
+        }
+        save_curves(losses.with_suffix(".draft"), curves)
+        os.replace(losses.with_suffix(".draft"), losses)
+    return trained.model.num_parameters()
+
+
+def _training(settings: TrainingSettings, job: Job) -> TrainingSettings:
+    """The comparison's optimisation at the job's rate; a short trial warms up for a fifth of it at most."""
+    warmup = min(settings.warmup_steps, job.steps // 5)
+    return settings.model_copy(
+        update={"learning_rate": job.learning_rate, "steps": job.steps, "warmup_steps": warmup}
+    )

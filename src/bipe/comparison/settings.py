@@ -1,0 +1,88 @@
+"""What decides a comparison."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from bipe.evaluation.length_curve import PROTOCOLS
+from bipe.models import SCHEMES
+from bipe.registry import choose
+from bipe.segmentation import RULES
+from bipe.training.recipe import DataSettings, ModelSettings, Settings, Sources, TrainingSettings
+
+
+class EvaluationSettings(Settings):
+    """How the trained models are measured."""
+
+    lengths: list[Annotated[int, Field(ge=2)]] | None = None
+    """Context lengths in tokens; null for 1, 2, 4, 8 and 16 times the training length."""
+    protocols: list[str] = Field(default=["same_targets", "blocks"], min_length=1)
+    """How the test text is cut."""
+    max_windows: int | None = Field(default=256, ge=1)
+    """Windows at each length at most, spread evenly; null for all."""
+    validation_blocks: int = Field(default=128, ge=1)
+    """Blocks of validation text at most, spread evenly."""
+
+
+class ComparisonData(DataSettings):
+    """The text; without any named, the sources of Python's standard library."""
+
+    train: Sources = ["stdlib"]
+    """Where the training text comes from: files, folders, globs, `hf:NAME[:config][:split]` or `stdlib`."""
+
+
+class ComparisonTraining(TrainingSettings):
+    """The optimisation of every run; its learning rate is replaced by each scheme's best."""
+
+    steps: int = Field(default=400, ge=1, le=10**9)
+    """Optimizer steps."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps over which the learning rate rises from zero; a trial warms up for a fifth of it at most."""
+    evaluate_every: int | None = Field(default=50, ge=1)
+    """Steps between validations; null for the end only."""
+
+
+class Comparison(Settings):
+    """All that decides a comparison; its runs differ in scheme, seed and learning rate alone."""
+
+    schemes: list[str] = Field(default=["rope", "alibi", "bipe-rope", "bipe-alibi"], min_length=1)
+    """Keys of `bipe.SCHEMES`."""
+    seeds: int = Field(default=1, ge=1, le=1000)
+    """Runs of each scheme, with the seeds 0, 1, ..."""
+    rule: str = "paper"
+    """The rule by which tokens end a segment."""
+    data: ComparisonData = Field(default_factory=ComparisonData)
+    """The training text; its validation text picks the learning rate."""
+    test: list[str] | None = None
+    """Where the test text comes from; null holds out whole documents of the training text, or the end of a
+    single one."""
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    """The size of the models."""
+    training: ComparisonTraining = Field(default_factory=ComparisonTraining)
+    """The optimisation of every run."""
+    learning_rates: list[Annotated[float, Field(gt=0, le=10)]] = Field(default=[2e-3, 6e-3], min_length=1)
+    """Rates that are tried with each scheme; with one there is nothing to try."""
+    sweep_steps: int = Field(default=100, ge=1)
+    """Steps of each trial, on seed 0 with a schedule of its own."""
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The context lengths to test at, ascending."""
+        chosen = self.evaluation.lengths or [factor * self.data.train_length for factor in (1, 2, 4, 8, 16)]
+        return sorted(set(chosen))
+
+    def check(self) -> None:
+        """Check the names.
+
+        Raises:
+            ValueError: a scheme, rule or protocol is unknown, the message lists the choices, or a scheme is
+                named twice.
+        """
+        for scheme in self.schemes:
+            choose("scheme", SCHEMES, scheme)
+        choose("rule", RULES, self.rule)
+        for protocol in self.evaluation.protocols:
+            choose("protocol", PROTOCOLS, protocol)
+        if len(set(self.schemes)) < len(self.schemes):
+            raise ValueError(f"Each scheme is compared once; got {', '.join(self.schemes)}.")

@@ -1,0 +1,206 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import bipe
+from bipe.comparison import Comparison, compare, runs
+from bipe.evaluation.length_curve import load_curves
+from bipe.report import read_records
+from bipe.training import read_settings
+
+from .conftest import SMALL, settings
+
+few_windows = pytest.mark.filterwarnings("ignore:Only .* windows:UserWarning")
+SCHEMES = SMALL["schemes"]
+
+
+def test_every_scheme_length_and_protocol_has_its_scores(finished):
+    out, _ = finished
+    rows = read_records(out / "scores.jsonl")
+    for protocol in ("same_targets", "blocks"):
+        for metric in ("perplexity", "bits_per_byte"):
+            found = [
+                (row["scheme"], row["length"])
+                for row in rows
+                if (row["protocol"], row["metric"]) == (protocol, metric)
+            ]
+            assert sorted(found) == sorted((scheme, length) for scheme in SCHEMES for length in (16, 32, 64))
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
+    assert {row["steps"] for row in rows} == {4}
+
+
+def test_the_scores_are_those_of_the_saved_models(finished, texts):
+    out, _ = finished
+    model = bipe.BipeForCausalLM.from_pretrained(out / "runs" / "bipe-rope-0").eval()
+    test = load_file(out / "corpus.safetensors")["test"].long()
+    losses = load_curves(out / "runs" / "bipe-rope-0" / "losses.safetensors")["blocks"][64]
+    block = test[:64][None]
+    with torch.no_grad():
+        loss = model(block, labels=block).loss
+    assert losses.nll[0] / losses.tokens[0] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_each_scheme_gets_the_rate_with_the_lowest_validation_perplexity(finished):
+    out, _ = finished
+    chosen = json.loads((out / "settings.json").read_text())["learning_rates"]
+    for scheme in SCHEMES:
+        last = {}
+        for rate in (0.001, 0.01):
+            history = read_records(out / "sweep" / f"{scheme}-{rate:g}" / "history.jsonl")
+            last[rate] = history[-1]["validation_perplexity"]
+        assert chosen[scheme] == min(last, key=last.get)
+
+
+def test_auto_is_the_measured_tokens_per_segment(finished):
+    out, _ = finished
+    config = bipe.BipeConfig.from_pretrained(out / "runs" / "bipe-alibi-auto-0")
+    measured = json.loads((out / "settings.json").read_text())["tokens_per_segment"]
+    assert config.inter == {"type": "alibi", "scale": measured}
+    assert 1 < measured < 16
+
+
+def test_differences_pair_schemes_on_tokens_with_schemes_on_segments(finished):
+    out, _ = finished
+    rows = read_records(out / "differences.jsonl")
+    assert {(row["first"], row["second"]) for row in rows} == {
+        ("rope", "bipe-rope"),
+        ("rope", "bipe-alibi-auto"),
+    }
+    one, two = (load_curves(out / "runs" / f"{scheme}-0" / "losses.safetensors") for scheme in SCHEMES[:2])
+    growth = next(
+        row
+        for row in rows
+        if (row["second"], row["protocol"], row["length"], row["metric"])
+        == ("bipe-rope", "same_targets", 64, "log_perplexity_growth")
+    )
+    means = {
+        (name, length): curve["same_targets"][length].nll.sum() / curve["same_targets"][length].tokens.sum()
+        for name, curve in (("one", one), ("two", two))
+        for length in (16, 64)
+    }
+    expected = means["one", 64] - means["one", 16] - (means["two", 64] - means["two", 16])
+    assert growth["value"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_report_and_the_environment_lie_in_the_folder(finished):
+    out, said = finished
+    for name in ("report.html", "summary.md", "length_curve.png", "environment.json", "segments.json"):
+        assert (out / name).stat().st_size > 0
+    assert any("bipe-rope, seed 0" in line for line in said)
+
+
+@few_windows
+def test_a_finished_comparison_is_not_trained_again_and_more_seeds_may_follow(
+    finished, texts, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    trained = []
+    real = runs.train_model
+
+    def count(config, blocks, validation, training, folder, **options):
+        if not (Path(folder) / "model.safetensors").exists():
+            trained.append(Path(folder).name)
+        return real(config, blocks, validation, training, folder, **options)
+
+    monkeypatch.setattr(runs, "train_model", count)
+    before = (out / "scores.jsonl").read_bytes()
+    compare(settings(texts), out, say=lambda line: None)
+    assert trained == []
+    assert (out / "scores.jsonl").read_bytes() == before
+    compare(settings(texts, seeds=2), out, say=lambda line: None)
+    assert trained == [f"{scheme}-1" for scheme in SCHEMES]
+    assert (out / "scores.jsonl").read_bytes().startswith(before)
+
+
+@few_windows
+def test_a_broken_off_comparison_ends_with_the_same_losses(finished, texts, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    real, calls = runs.window_losses, []
+
+    def break_off(*arguments, **options):
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(runs, "window_losses", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        compare(settings(texts), out, say=lambda line: None)
+    assert len({row["scheme"] for row in read_records(out / "scores.jsonl")}) == 1
+    with open(out / "scores.jsonl", "a") as file:
+        file.write('{"scheme": "bipe-ro')
+    with pytest.warns(UserWarning, match="broken off"):
+        compare(settings(texts), out, say=lambda line: None)
+    for scheme in SCHEMES:
+        again, once = (
+            load_curves(folder / "runs" / f"{scheme}-0" / "losses.safetensors") for folder in (out, finished[0])
+        )
+        for length in (16, 32, 64):
+            np.testing.assert_array_equal(again["same_targets"][length].nll, once["same_targets"][length].nll)
+    assert read_records(out / "scores.jsonl") == read_records(finished[0] / "scores.jsonl")
+
+
+@few_windows
+def test_workers_find_what_one_process_finds(finished, texts, tmp_path):
+    out = tmp_path / "run"
+    compare(settings(texts), out, processes=2, say=lambda line: None)
+    rows, expected = (read_records(folder / "scores.jsonl") for folder in (out, finished[0]))
+    assert [row["scheme"] for row in rows] == [row["scheme"] for row in expected]
+    for row, wanted in zip(rows, expected, strict=True):
+        assert math.isclose(row["value"], wanted["value"], rel_tol=1e-4)
+
+
+def test_another_comparison_in_the_folder_is_refused(finished, texts):
+    with pytest.raises(ValueError, match=r"holds another comparison: training\.steps is 4 there and 5 here"):
+        compare(settings(texts, training={**SMALL["training"], "steps": 5}), finished[0])
+
+
+def test_a_folder_with_other_files_is_refused(texts, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="no folder of a comparison"):
+        compare(settings(texts), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_lengths_beyond_the_test_text_are_refused_before_training(texts, tmp_path):
+    with pytest.raises(ValueError, match=r"longest length, 100000 tokens, does not fit .* longest document has \d+"):
+        compare(settings(texts, evaluation={"lengths": [16, 100000]}), tmp_path / "run", say=lambda line: None)
+    assert not (tmp_path / "run" / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schemes": ["rop"]}, "Unknown scheme 'rop'. Choose one of: alibi, "),
+        ({"schemes": ["rope", "rope"]}, "once; got rope, rope"),
+        ({"rule": "chapter"}, "Unknown rule 'chapter'. Choose one of: line, paper"),
+        ({"evaluation": {"protocols": ["blocs"]}}, "Unknown protocol 'blocs'. Choose one of: blocks, same"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_choices(texts, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        compare(settings(texts, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_defaults_and_values_from_a_command_line_go_together():
+    chosen = read_settings(
+        Comparison, None, {"learning_rates": "[0.001]"}, {"data.train_length": 64, "seeds": 2, "test": []}
+    )
+    assert chosen.data.train == ["stdlib"]
+    assert (chosen.lengths, chosen.seeds, chosen.learning_rates) == ([64, 128, 256, 512, 1024], 2, [0.001])
+    with pytest.raises(ValueError, match=r"training\.steps: .*greater than or equal to 1, got -3"):
+        read_settings(Comparison, None, {}, {"training.steps": -3})
+
+
+def test_the_published_comparisons_can_be_read():
+    recipes = Path(__file__).parents[2] / "recipes" / "comparisons"
+    for recipe in recipes.glob("*.yaml"):
+        read_settings(Comparison, recipe).check()
