@@ -6,7 +6,23 @@ import pytest
 
 from bipe.comparison import Comparison, compare
 
-WORDS = "the cat dog saw ran to of a red house and then it was old".split()
+WORDS = [
+    "the",
+    "cat",
+    "dog",
+    "saw",
+    "ran",
+    "to",
+    "of",
+    "a",
+    "red",
+    "house",
+    "and",
+    "then",
+    "it",
+    "was",
+    "old",
+]
 
 SMALL: dict[str, Any] = {
     "schemes": ["rope", "bipe-rope", "bipe-alibi-auto"],
@@ -29,9 +45,7 @@ def text(seed: int, sentences: int) -> str:
 
 def settings(folder: Path, **changes: Any) -> Comparison:
     data = {"train": [str(folder / "train")], "vocab_size": 300, "train_length": 16}
-    return Comparison.model_validate(
-        {**SMALL, "data": data, "test": [str(folder / "test.txt")], **changes}
-    )
+    return Comparison.model_validate({**SMALL, "data": data, "test": [str(folder / "test.txt")], **changes})
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,8 @@ def test_a_broken_off_comparison_ends_with_the_same_losses(finished, texts, tmp_
         compare(settings(texts), out, say=lambda line: None)
     for scheme in SCHEMES:
         again, once = (
-            load_curves(folder / "runs" / f"{scheme}-0" / "losses.safetensors") for folder in (out, finished[0])
+            load_curves(folder / "runs" / f"{scheme}-0" / "losses.safetensors")
+            for folder in (out, finished[0])
         )
         for length in (16, 32, 64):
             np.testing.assert_array_equal(again["same_targets"][length].nll, once["same_targets"][length].nll)
@@ -170,8 +171,12 @@ def test_a_folder_with_other_files_is_refused(texts, tmp_path):
 
 
 def test_lengths_beyond_the_test_text_are_refused_before_training(texts, tmp_path):
-    with pytest.raises(ValueError, match=r"longest length, 100000 tokens, does not fit .* longest document has \d+"):
-        compare(settings(texts, evaluation={"lengths": [16, 100000]}), tmp_path / "run", say=lambda line: None)
+    with pytest.raises(
+        ValueError, match=r"longest length, 100000 tokens, does not fit .* longest document has \d+"
+    ):
+        compare(
+            settings(texts, evaluation={"lengths": [16, 100000]}), tmp_path / "run", say=lambda line: None
+        )
     assert not (tmp_path / "run" / "sweep").exists()
 
 

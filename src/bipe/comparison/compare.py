@@ -13,9 +13,10 @@ from bipe.segmentation import TokenSet
 from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
 from bipe.training.environment import describe_environment
 from bipe.training.run_folder import first_difference
+from bipe.training.train import check_recipe
 
 from .corpus import Corpus, load_corpus, make_corpus
-from .runs import MARKER, Job, RunAll, workers
+from .runs import MARKER, Job, RunAll, recipe_of, workers
 from .settings import Comparison
 
 Say = Callable[[str], None]
@@ -45,8 +46,11 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
         RuntimeError: a loss stopped being finite.
         KeyboardInterrupt: after Ctrl-C; the same call goes on where this one stopped.
     """
-    settings.check()
     out = Path(out)
+    settings.check()
+    jobs = _jobs(settings, out)
+    for job in jobs:
+        check_recipe(recipe_of(settings, job))
     _claim(settings, out)
     say("Reading the text ...")
     make_corpus(settings, out)
@@ -55,18 +59,7 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     with workers(processes) as run_all:
         rates = _pick_rates(settings, out, run_all, say)
         _describe(settings, corpus, rates, out)
-        jobs = [
-            Job(
-                out,
-                f"runs/{scheme}-{seed}",
-                scheme,
-                seed,
-                rates[scheme],
-                settings.training.steps,
-                measure=True,
-            )
-            for seed, scheme in product(range(settings.seeds), settings.schemes)
-        ]
+        jobs = [replace(job, learning_rate=rates[job.scheme]) for job in jobs]
         for number, (job, parameters) in enumerate(run_all(jobs), start=1):
             _record_scores(settings, job, parameters)
             write_report(out)
@@ -74,6 +67,15 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     _record_differences(settings, out)
     write_report(out)
     return out / "report.html"
+
+
+def _jobs(settings: Comparison, out: Path) -> list[Job]:
+    """The runs, all schemes of a seed before the next seed; their rates are the first to be tried."""
+    rate, steps = settings.learning_rates[0], settings.training.steps
+    return [
+        Job(out, f"runs/{scheme}-{seed}", scheme, seed, rate, steps, measure=True)
+        for seed, scheme in product(range(settings.seeds), settings.schemes)
+    ]
 
 
 def _claim(settings: Comparison, out: Path) -> None:

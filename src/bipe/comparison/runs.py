@@ -62,14 +62,7 @@ def run(job: Job) -> int:
     """Train, and measure if asked to; return the number of parameters."""
     settings = Comparison.model_validate_json((job.out / MARKER).read_text(encoding="utf-8"))
     corpus, length = load_corpus(job.out), settings.data.train_length
-    recipe = Recipe(
-        scheme=job.scheme,
-        rule=settings.rule,
-        seed=job.seed,
-        data=settings.data,
-        model=settings.model,
-        training=_training(settings.training, job),
-    )
+    recipe = recipe_of(settings, job)
     folder = job.out / job.folder
     trained = train_model(
         configure(recipe, corpus.tokenizer, corpus.train),
@@ -98,9 +91,18 @@ def run(job: Job) -> int:
     return trained.model.num_parameters()
 
 
-def _training(settings: TrainingSettings, job: Job) -> TrainingSettings:
-    """The comparison's optimisation at the job's rate; a short trial warms up for a fifth of it at most."""
-    warmup = min(settings.warmup_steps, job.steps // 5)
-    return settings.model_copy(
-        update={"learning_rate": job.learning_rate, "steps": job.steps, "warmup_steps": warmup}
+def recipe_of(settings: Comparison, job: Job) -> Recipe:
+    """The job as a recipe; a short trial warms up for a fifth of it at most."""
+    training = settings.training.model_dump() | {
+        "learning_rate": job.learning_rate,
+        "steps": job.steps,
+        "warmup_steps": min(settings.training.warmup_steps, job.steps // 5),
+    }
+    return Recipe(
+        scheme=job.scheme,
+        rule=settings.rule,
+        seed=job.seed,
+        data=settings.data,
+        model=settings.model,
+        training=TrainingSettings(**training),
     )

@@ -1,12 +1,29 @@
 """A trained model with its tokenizer, read from a folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from bipe.data.tokens import load_tokenizer
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing a bar for every file that it reads or writes."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -24,6 +41,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
 
 
+@quiet_transformers()
 def load_checkpoint(directory: str | Path) -> Checkpoint:
     """Read a model and its tokenizer from a folder that `bipe train` or `save_pretrained` wrote.
 
@@ -41,16 +59,16 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
             directory, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
         model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{directory} could not be read as a model with its tokenizer: {reason}") from error
+        raise ValueError(f"{directory} could not be read as a model: {reason}") from error
     for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[name]:
             first = sorted(map(str, report[name]))[0]
             raise ValueError(
                 f"The weights in {directory} are not those of its config.json: {name.split('_')[0]} {first}."
             )
+    tokenizer = load_tokenizer(str(directory))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Checkpoint(directory, cast("Any", model).to(device).eval(), tokenizer)
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
-from transformers.utils import logging
 
 from .history import Progress, Row
 
@@ -21,15 +20,3 @@ def progress_line(steps: int) -> Iterator[Progress]:
             bar.update(row["step"] - bar.n)
 
         yield show
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing a bar for every file that it reads or writes."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from bipe.data.documents import load_documents
 from bipe.data.packing import hold_out_tails, pack
 from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
+from bipe.models.checkpoint import quiet_transformers
 from bipe.models.configuration import BipeConfig
 from bipe.models.initialization import initialize_by_name
 from bipe.models.modeling import BipeForCausalLM
@@ -29,7 +30,7 @@ from .environment import describe_environment
 from .history import HistoryRecorder, Progress, Row, keep_history_until, read_history
 from .interruption import Interruption
 from .order import Blocks, SeededOrder, batches
-from .progress import progress_line, quiet_transformers
+from .progress import progress_line
 from .recipe import DataSettings, Recipe, TrainingSettings, dump_recipe
 from .run_folder import RECIPE, claim, claim_recipe, identify, is_finished, write_marker, write_whole
 from .trainer import BlockTrainer, run_order, training_arguments
@@ -140,7 +141,7 @@ def train_recipe(
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
     run = Path(out_dir)
-    _check_names(recipe)
+    check_recipe(recipe)
     claim_recipe(run, recipe, resume)
     if is_finished(run):
         return load_run(run)
@@ -200,8 +201,12 @@ def configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: Sequ
     )
 
 
-def _check_names(recipe: Recipe) -> None:
-    """Refuse what would only fail after the text is read."""
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse what would otherwise fail only after the text is read.
+
+    Raises:
+        ValueError: a name is unknown, or a size is out of range.
+    """
     choose("scheme", SCHEMES, recipe.scheme)
     choose("rule", RULES, recipe.rule)
     BipeConfig(vocab_size=recipe.data.vocab_size, **_sizes(recipe))

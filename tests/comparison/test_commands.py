@@ -1,0 +1,116 @@
+import json
+
+import pytest
+import torch
+
+import bipe
+from bipe.models.checkpoint import load_checkpoint
+from bipe_cli.main import app, run
+
+few_windows = pytest.mark.filterwarnings("ignore:Only .* windows:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def trained(finished):
+    return finished[0] / "runs" / "bipe-rope-0"
+
+
+@few_windows
+def test_evaluate_prints_the_scores_of_the_library(trained, texts, capsys):
+    command = ["evaluate", "length-curve", "--model", str(trained), "--data", str(texts / "test.txt")]
+    assert run(app, [*command, "--lengths", "16,64", "--max-windows", "20", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(row["scheme"], row["seed"], row["steps"]) for row in rows} == {("bipe-rope", 0, 4)}
+    found = {row["length"]: row["value"] for row in rows if row["metric"] == "perplexity"}
+    checkpoint = load_checkpoint(trained)
+    ids = checkpoint.tokenizer((texts / "test.txt").read_text(), return_tensors="pt").input_ids
+    expected = bipe.length_curve(checkpoint.model, [ids[0]], [16, 64], max_windows=20)
+    assert found == {row.length: row.value for row in expected if row.metric == "perplexity"}
+
+
+@few_windows
+def test_evaluate_takes_up_to_sixteen_times_the_trained_length_by_itself(trained, texts, capsys):
+    command = ["evaluate", "length-curve", "--model", str(trained), "--data", str(texts / "test.txt")]
+    assert run(app, [*command, "--max-windows", "4"]) == 0
+    lengths = {int(line.split()[0]) for line in capsys.readouterr().out.splitlines()}
+    assert lengths == {16, 32, 64, 128, 256}
+
+
+def test_generate_continues_the_prompt_greedily(trained, capsys):
+    assert (
+        run(app, ["generate", "--model", str(trained), "--prompt", "the cat", "--max-new-tokens", "6"]) == 0
+    )
+    written = capsys.readouterr().out.rstrip("\n")
+    checkpoint = load_checkpoint(trained)
+    ids = checkpoint.tokenizer("the cat", return_tensors="pt").input_ids
+    for _ in range(6):
+        with torch.no_grad():
+            ids = torch.cat((ids, checkpoint.model(ids).logits[:, -1:].argmax(-1)), dim=1)
+    assert written == checkpoint.tokenizer.decode(ids[0], skip_special_tokens=True).rstrip("\n")
+
+
+def test_generate_samples_the_same_text_for_the_same_seed(trained, capsys):
+    command = ["generate", "--model", str(trained), "--prompt", "a red", "--temperature", "1.5", "--json"]
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert run(app, [*command, "--seed", seed]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (
+            ["evaluate", "perplexty", "--model", "x", "--data", "y"],
+            "Unknown task 'perplexty'. Choose one of: length",
+        ),
+        (
+            ["evaluate", "length-curve", "--model", "nowhere", "--data", "y"],
+            "nowhere is no folder of a model",
+        ),
+        (["generate", "--model", "MODEL", "--prompt", ""], "prompt is empty"),
+        (["generate", "--model", "MODEL", "--prompt", "a", "--max-new-tokens", "0"], "at least 1; got 0"),
+        (["evaluate", "length-curve", "--model", "MODEL", "--data", "TEST", "--lengths", "16,x"], "'16,x'"),
+        (
+            ["evaluate", "length-curve", "--model", "MODEL", "--data", "TEST", "--lengths", "99999"],
+            "99999, does not",
+        ),
+        (["evaluate", "length-curve", "--model", "MODEL", "--data", "nowhere.txt"], "'nowhere.txt'"),
+        (["compare", "--schemes", "rop", "--out", "OUT"], "Unknown scheme 'rop'. Choose one of: alibi,"),
+        (["compare", "--steps", "-3", "--out", "OUT"], "training.steps"),
+        (["compare", "--nonsense", "3", "--out", "OUT"], "Unknown setting 'nonsense'"),
+        (["compare", "--data", "nowhere.txt", "--out", "OUT"], "'nowhere.txt'"),
+        (["compare", "--recipe", "nowhere.yaml", "--out", "OUT"], "nowhere.yaml"),
+        (
+            ["compare", "--model.hidden_size", "30", "--data", "TEST", "--out", "OUT"],
+            "hidden_size must be a multiple",
+        ),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_use_exits_with_2_and_one_line(trained, texts, tmp_path, capsys, arguments, reason):
+    places = {"MODEL": str(trained), "TEST": str(texts / "test.txt"), "OUT": str(tmp_path / "out")}
+    assert run(app, [places.get(argument, argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_broken_file_of_a_model_is_named_or_its_folder(trained, tmp_path, capsys, broken):
+    for path in trained.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes()[: 40 if path.name == broken else None])
+    assert run(app, ["generate", "--model", str(tmp_path), "--prompt", "a"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_weights_of_another_config_are_refused(trained, tmp_path, capsys):
+    for path in trained.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    assert run(app, ["generate", "--model", str(tmp_path), "--prompt", "a"]) == 2
+    assert "not those of its config.json" in capsys.readouterr().err
