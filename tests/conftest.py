@@ -1,6 +1,7 @@
 """What every test runs under: no model hub, no screen, and property tests with no time limit."""
 
 import os
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# A shell starts background jobs with Ctrl-C ignored, which a process and its children keep.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("bipe", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("bipe")

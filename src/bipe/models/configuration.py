@@ -51,8 +51,8 @@ class BipeConfig(LlamaConfig):
     """Configuration of a Llama decoder with bilevel positions; every field of `LlamaConfig` is a field here.
 
     >>> config = BipeConfig(vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=8,
-    ...     segmenter={"type": "token_set", "end_token_ids": [13, 29]}, inter={"type": "alibi", "scale":
-    96.0})
+    ...     segmenter={"type": "token_set", "end_token_ids": [13, 29]},
+    ...     inter={"type": "alibi", "scale": 96.0})
     >>> config.intra
     {'type': 'zero'}
 
