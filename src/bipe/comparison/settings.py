@@ -20,7 +20,7 @@ class EvaluationSettings(Settings):
     """How the test text is cut."""
     max_windows: int | None = Field(default=256, ge=1)
     """Windows at each length at most, spread evenly; null for all."""
-    validation_blocks: int = Field(default=128, ge=1)
+    validation_blocks: int = Field(default=64, ge=1)
     """Blocks of validation text at most, spread evenly."""
 
 
@@ -34,7 +34,7 @@ class ComparisonData(DataSettings):
 class ComparisonTraining(TrainingSettings):
     """The optimisation of every run; its learning rate is replaced by each scheme's best."""
 
-    steps: int = Field(default=400, ge=1, le=10**9)
+    steps: int = Field(default=300, ge=1, le=10**9)
     """Optimizer steps."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps over which the learning rate rises from zero; a trial warms up for a fifth of it at most."""
@@ -62,7 +62,7 @@ class Comparison(Settings):
     """The optimisation of every run."""
     learning_rates: list[Annotated[float, Field(gt=0, le=10)]] = Field(default=[2e-3, 6e-3], min_length=1)
     """Rates that are tried with each scheme; with one there is nothing to try."""
-    sweep_steps: int = Field(default=100, ge=1)
+    sweep_steps: int = Field(default=60, ge=1)
     """Steps of each trial, on seed 0 with a schedule of its own."""
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
 

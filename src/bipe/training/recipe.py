@@ -46,7 +46,7 @@ class ModelSettings(Settings):
 
     hidden_size: Size = 128
     """Width of the model, a multiple of num_attention_heads."""
-    num_hidden_layers: Size = 3
+    num_hidden_layers: Size = 2
     """Number of decoder layers."""
     num_attention_heads: Size = 8
     """Number of attention heads."""
