@@ -1,5 +1,6 @@
 """`bipe compare`: train and measure several schemes alike."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,10 @@ def compare(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each scheme.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print each score as a JSON object; progress goes to standard error."),
+    ] = False,
 ) -> None:
     """Train several schemes alike on short text and measure them on long text.
 
@@ -49,4 +54,8 @@ def compare(
         "seeds": seeds,
     }
     settings = read_settings(Comparison, recipe, parse_overrides(context.args), given)
-    typer.echo(run(settings, out, processes=workers, say=typer.echo))
+    page = run(settings, out, processes=workers, say=partial(typer.echo, err=as_json))
+    if as_json:
+        typer.echo((out / "scores.jsonl").read_text(encoding="utf-8"), nl=False)
+    else:
+        typer.echo(page)

@@ -1,11 +1,15 @@
 import json
+import shutil
 
 import pytest
 import torch
 
 import bipe
 from bipe.models.checkpoint import load_checkpoint
+from bipe.report import read_records
 from bipe_cli.main import app, run
+
+from .conftest import settings
 
 few_windows = pytest.mark.filterwarnings("ignore:Only .* windows:UserWarning")
 
@@ -34,6 +38,18 @@ def test_evaluate_takes_up_to_sixteen_times_the_trained_length_by_itself(trained
     assert run(app, [*command, "--max-windows", "4"]) == 0
     lengths = {int(line.split()[0]) for line in capsys.readouterr().out.splitlines()}
     assert lengths == {16, 32, 64, 128, 256}
+
+
+@few_windows
+def test_compare_prints_the_scores_as_json_and_its_progress_apart(finished, texts, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(settings(texts).model_dump_json())
+    assert run(app, ["compare", "--recipe", str(recipe), "--out", str(out), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [json.loads(line) for line in printed.out.splitlines()] == read_records(out / "scores.jsonl")
+    assert "bipe-rope, seed 0: perplexity" in printed.err
 
 
 def test_generate_continues_the_prompt_greedily(trained, capsys):

@@ -34,7 +34,7 @@ class ComparisonData(DataSettings):
 class ComparisonTraining(TrainingSettings):
     """The optimisation of every run; its learning rate is replaced by each scheme's best."""
 
-    steps: int = Field(default=300, ge=1, le=10**9)
+    steps: int = Field(default=500, ge=1, le=10**9)
     """Optimizer steps."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps over which the learning rate rises from zero; a trial warms up for a fifth of it at most."""
