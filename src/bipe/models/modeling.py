@@ -3,7 +3,6 @@
 Shape letters: B batch, T tokens of this call, S tokens attended to, D model width, H heads, K head width.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -24,7 +23,6 @@ from bipe.encodings.intra.base import IntraEncoding
 from bipe.positions import (
     BilevelPositions,
     bilevel_positions,
-    document_ids_from_position_ids,
     document_starts,
     token_index,
 )
@@ -33,6 +31,16 @@ from bipe.segmentation import build_segmenter
 
 from .cache import TokenState, append_state, has_state, past_length, read_state
 from .configuration import BipeConfig
+from .inputs import (
+    check_ids,
+    check_shape,
+    key_length,
+    packed_documents,
+    same_document_mask,
+    several_documents,
+    shape_of,
+    targets_of,
+)
 from .layers import BipeAttention, BipeDecoderLayer
 
 
@@ -163,12 +171,12 @@ class BipeModel(BipePreTrainedModel):
                 "attn_implementation='eager'."
             )
         if input_ids is not None:
-            _check_ids(input_ids, self.config.vocab_size)
+            check_ids(input_ids, self.config.vocab_size)
         embeds: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past_key_values = self._usable_cache(past_key_values, use_cache)
         past, (batch, tokens) = past_length(past_key_values), embeds.shape[:2]
-        _check_shape("attention_mask", attention_mask, batch, {past + tokens, tokens})
-        _check_shape("document_ids", document_ids, batch, {tokens if positions is None else past + tokens})
+        check_shape("attention_mask", attention_mask, batch, {past + tokens, tokens})
+        check_shape("document_ids", document_ids, batch, {tokens if positions is None else past + tokens})
         if document_ids is None and past == 0:
             document_ids = packed_documents(position_ids, attention_mask, (batch, tokens))
 
@@ -178,12 +186,12 @@ class BipeModel(BipePreTrainedModel):
             if past:
                 attention_mask, document_ids = state.real, state.document_ids
         else:
-            _check_shape("positions", positions.token, batch, {past + tokens})
+            check_shape("positions", positions.token, batch, {past + tokens})
         mask = self._causal_mask(embeds, attention_mask, document_ids, past_key_values)
         query = positions.last(tokens)
         offsets = self.intra(query, embeds.dtype)
         hidden_states = embeds if offsets is None else embeds + offsets
-        key = positions.pad_to(_key_length(past_key_values, tokens))
+        key = positions.pad_to(key_length(past_key_values, tokens))
         relation = self.inter(query, key, hidden_states.dtype)
 
         for layer in self.layers:
@@ -243,7 +251,7 @@ class BipeModel(BipePreTrainedModel):
     ) -> Tensor | None:
         """What the implementation wants: None where the causal order says it all."""
         same_document = None
-        if document_ids is not None and _several(document_ids):
+        if document_ids is not None and several_documents(document_ids):
             real = (
                 torch.ones_like(document_ids, dtype=torch.bool)
                 if attention_mask is None
@@ -251,8 +259,8 @@ class BipeModel(BipePreTrainedModel):
             )
             # Counted, since a document's name may come again further on.
             documents = document_starts(real, document_ids).long().cumsum(dim=-1)
-            missing = _key_length(cache, inputs_embeds.shape[1]) - documents.shape[1]
-            same_document = _same_document(nn.functional.pad(documents, (0, max(0, missing))))
+            missing = key_length(cache, inputs_embeds.shape[1]) - documents.shape[1]
+            same_document = same_document_mask(nn.functional.pad(documents, (0, max(0, missing))))
         return create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -316,7 +324,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
                 none.
         """
         if document_ids is None and past_length(past_key_values) == 0:
-            document_ids = packed_documents(position_ids, attention_mask, _shape(input_ids, inputs_embeds))
+            document_ids = packed_documents(position_ids, attention_mask, shape_of(input_ids, inputs_embeds))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -331,8 +339,8 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            _check_shape("labels", labels, len(logits), {outputs.last_hidden_state.shape[1]})
-            labels = _targets(labels, attention_mask, document_ids)
+            check_shape("labels", labels, len(logits), {outputs.last_hidden_state.shape[1]})
+            labels = targets_of(labels, attention_mask, document_ids)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
@@ -368,73 +376,3 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
     ) -> Tensor | None:
         """The two-dimensional mask, from which forward finds positions; a static cache would get a 4D one."""
         return attention_mask
-
-
-def packed_documents(
-    position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int]
-) -> Tensor | None:
-    """`(B, T)` documents of a batch that tells its borders by breaks in `position_ids`, or None."""
-    if position_ids is None:
-        return None
-    if (
-        position_ids.dim() != 2
-        or position_ids.shape[0] not in (1, shape[0])
-        or position_ids.shape[1] != shape[1]
-    ):
-        raise ValueError(f"position_ids must have the shape {shape}; got {tuple(position_ids.shape)}.")
-    real = None if attention_mask is None else attention_mask.bool()
-    return document_ids_from_position_ids(position_ids.expand(shape[0], -1), real)
-
-
-def _targets(labels: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
-    """The labels without the first token of each document, which nothing precedes."""
-    if attention_mask is None and document_ids is None:
-        return labels
-    tokens = labels.shape[1]
-    # A cache adds columns; the first label of a call is no target in any case, since labels are shifted.
-    real = torch.ones_like(labels) if attention_mask is None else attention_mask[:, -tokens:]
-    real = real.bool()
-    document_ids = None if document_ids is None else document_ids[:, -tokens:]
-    return labels.masked_fill(document_starts(real, document_ids), -100)
-
-
-def _check_ids(input_ids: Tensor, vocab_size: int) -> None:
-    # On an accelerator the comparison would wait for the device; there torch's own assertion fires.
-    if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or input_ids.numel() == 0:
-        return
-    low, high = int(input_ids.min()), int(input_ids.max())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(f"Token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}.")
-
-
-def _check_shape(name: str, tensor: Tensor | None, rows: int, columns: set[int]) -> None:
-    """Refuse what does not stand beside the ids; a cache adds columns for the tokens it holds."""
-    if tensor is not None and (
-        tensor.dim() != 2 or tensor.shape[0] != rows or tensor.shape[1] not in columns
-    ):
-        raise ValueError(f"{name} must have the shape {(rows, max(columns))}; got {tuple(tensor.shape)}.")
-
-
-def _shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
-    """Rows and columns of this call; none of each where neither is given, which the decoder refuses."""
-    given = input_ids if inputs_embeds is None else inputs_embeds
-    return (0, 0) if given is None else (given.shape[0], given.shape[1])
-
-
-def _key_length(cache: Cache | None, tokens: int) -> int:
-    """Number of key columns that attention will see, those not filled yet included."""
-    return tokens if cache is None else cache.get_mask_sizes(tokens, 0)[0]
-
-
-def _same_document(document_ids: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """A mask function of transformers that lets a query see its own document, `(B, S)` int64, alone."""
-
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return document_ids[batch, query] == document_ids[batch, key]
-
-    return visible
-
-
-def _several(document_ids: Tensor) -> bool:
-    """Whether any row holds more than one document; true while compiling, where values are unknown."""
-    return torch.compiler.is_compiling() or bool((document_ids != document_ids[:, :1]).any())
