@@ -21,7 +21,7 @@ def evaluate(
     protocol: Annotated[
         str, typer.Option(help="How the text is cut: same_targets or blocks.")
     ] = "same_targets",
-    max_windows: Annotated[int, typer.Option(min=1, help="Windows at each length at most.")] = 256,
+    max_windows: Annotated[int, typer.Option(min=1, help="Windows at most; fewer of long blocks.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
 ) -> None:
     """Measure a trained model on a task."""

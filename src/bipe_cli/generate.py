@@ -21,7 +21,6 @@ def generate(
 
     from transformers import set_seed
 
-    import bipe.models  # noqa: F401 - registers the model with the Auto classes
     from bipe.models.checkpoint import complete, load_checkpoint
 
     set_seed(seed)

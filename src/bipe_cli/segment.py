@@ -43,6 +43,7 @@ def segment(
     from bipe.report.segments import segment_rows, segments_html, segments_text, statistics_table
     from bipe.segmentation.statistics import fitting_lengths, segment_statistics
     from bipe.segmentation.token_set import TokenSet
+    from bipe_cli.values import numbers
 
     if lengths and not statistics:
         raise ValueError("--lengths says at which text lengths --statistics counts; give --statistics too.")
@@ -54,7 +55,7 @@ def segment(
     if statistics:
         encoded = encode(documents, loaded)
         described = segment_statistics(
-            encoded, segmenter, _numbers(lengths) if lengths else fitting_lengths(encoded)
+            encoded, segmenter, numbers("--lengths", lengths) if lengths else fitting_lengths(encoded)
         )
     if html:
         rows = segment_rows(documents, loaded, segmenter)
@@ -70,13 +71,3 @@ def segment(
     else:
         for row in segment_rows(documents, loaded, segmenter):
             console.print(segments_text([row]), end="", soft_wrap=True)
-
-
-def _numbers(text: str) -> list[int]:
-    """Read `128,512` as whole numbers."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--lengths takes whole numbers with commas between, such as 128,512; got {text!r}."
-        ) from None

@@ -209,3 +209,35 @@ def test_the_published_comparisons_can_be_read():
     recipes = Path(__file__).parents[2] / "recipes" / "comparisons"
     for recipe in recipes.glob("*.yaml"):
         read_settings(Comparison, recipe).check()
+
+
+@few_windows
+def test_a_rate_that_diverges_is_out_of_the_race(texts, tmp_path, monkeypatch):
+    real = runs.train_model
+
+    def diverge(config, blocks, validation, training, folder, **options):
+        if training.learning_rate >= 1e-2:
+            raise RuntimeError("Training diverged")
+        return real(config, blocks, validation, training, folder, **options)
+
+    monkeypatch.setattr(runs, "train_model", diverge)
+    said = []
+    compare(settings(texts, schemes=["rope"]), tmp_path / "run", say=said.append)
+    assert any(line.endswith("rope at 0.01: diverged") for line in said)
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["learning_rates"] == {"rope": 1e-3}
+    with pytest.raises(RuntimeError, match="rope diverged at every learning rate"):
+        compare(settings(texts, schemes=["rope"], learning_rates=[1e-2, 2e-2]), tmp_path / "other")
+
+
+@few_windows
+def test_a_folder_refused_for_its_text_can_be_used_by_the_mended_command(texts, tmp_path):
+    with pytest.raises(ValueError, match="does not fit"):
+        compare(settings(texts, evaluation={"lengths": [16, 99999]}), tmp_path / "run", say=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened():
+    chosen = read_settings(Comparison, None, {}, {"training.steps": 3})
+    assert (chosen.training.steps, chosen.training.warmup_steps) == (3, 20)
+    job = runs.Job(Path("out"), "runs/rope-0", "rope", 0, 1e-3, 3, measure=True)
+    assert runs.recipe_of(chosen, job).training.warmup_steps == 0

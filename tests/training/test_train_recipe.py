@@ -123,3 +123,15 @@ def test_text_shorter_than_a_block_leaves_no_folder(make_recipe, tmp_path):
     with pytest.raises(ValueError, match="fewer than one block of 512"):
         train_recipe(make_recipe(data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_files_of_somebody_else_are_left_alone(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "mine.pt").write_text("precious")
+    recipe = Recipe.model_validate(
+        {"scheme": "rope", "data": {"train": [str(tmp_path)]}, "training": {"steps": 1}}
+    )
+    with pytest.raises(ValueError, match=r"holds a checkpoints but no training\.json"):
+        train_recipe(recipe, run)
+    assert (run / "checkpoints" / "mine.pt").read_text() == "precious"

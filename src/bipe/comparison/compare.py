@@ -1,6 +1,7 @@
 """Several schemes trained alike on the same text, measured at growing lengths, and reported."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -16,7 +17,7 @@ from bipe.training.environment import describe_environment
 from bipe.training.run_folder import first_difference
 from bipe.training.train import check_recipe
 
-from .corpus import Corpus, load_corpus, make_corpus
+from .corpus import FILE, Corpus, load_corpus, make_corpus
 from .runs import MARKER, Job, RunAll, recipe_of, workers
 from .settings import Comparison
 
@@ -54,9 +55,14 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
         check_recipe(recipe_of(settings, job))
     _claim(settings, out)
     say("Reading the text ...")
-    make_corpus(settings, out)
-    corpus = load_corpus(out)
-    _check_lengths(settings, corpus)
+    try:
+        make_corpus(settings, out)
+        corpus = load_corpus(out)
+        _check_lengths(settings, corpus)
+        TokenSet.from_tokenizer(corpus.tokenizer, rule=settings.rule)
+    except ValueError:
+        _release(out)
+        raise
     with workers(processes) as run_all:
         rates = _pick_rates(settings, out, run_all, say)
         _describe(settings, corpus, rates, out)
@@ -100,6 +106,17 @@ def _claim(settings: Comparison, out: Path) -> None:
     marker.write_text(json.dumps(here, indent=1), encoding="utf-8")
 
 
+def _release(out: Path) -> None:
+    """Give up the claim on a folder in which nothing was trained yet: the mended command can have it."""
+    if (out / "sweep").exists() or (out / "runs").exists():
+        return
+    for name in (MARKER, FILE):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "tokenizer", ignore_errors=True)
+    if not any(out.iterdir()):
+        out.rmdir()
+
+
 def _check_lengths(settings: Comparison, corpus: Corpus) -> None:
     longest = max(len(document) for document in corpus.test)
     if settings.lengths[-1] > longest:
@@ -114,22 +131,34 @@ def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> d
     if len(settings.learning_rates) == 1:
         return dict.fromkeys(settings.schemes, settings.learning_rates[0])
     jobs = [
-        Job(out, f"sweep/{scheme}-{rate:g}", scheme, 0, rate, settings.sweep_steps, measure=False)
+        Job(out, f"sweep/{scheme}-{rate!r}", scheme, 0, rate, settings.sweep_steps, measure=False)
         for scheme, rate in product(settings.schemes, settings.learning_rates)
     ]
     found: dict[str, dict[float, float]] = {scheme: {} for scheme in settings.schemes}
     for number, (job, _) in enumerate(run_all(jobs), start=1):
-        perplexity = _validation_perplexity(job)
-        found[job.scheme][job.learning_rate] = perplexity
         place = f"[rate {number}/{len(jobs)}] {job.scheme} at {job.learning_rate:g}"
-        say(f"{place}: validation perplexity {perplexity:.1f}")
+        perplexity = _validation_perplexity(job)
+        if perplexity is None:
+            say(f"{place}: diverged")
+        else:
+            found[job.scheme][job.learning_rate] = perplexity
+            say(f"{place}: validation perplexity {perplexity:.1f}")
+    for scheme, by_rate in found.items():
+        if not by_rate:
+            raise RuntimeError(f"{scheme} diverged at every learning rate tried; try lower ones.")
     (out / "sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     return {scheme: min(by_rate, key=lambda rate: by_rate[rate]) for scheme, by_rate in found.items()}
 
 
-def _validation_perplexity(job: Job) -> float:
+def _validation_perplexity(job: Job) -> float | None:
+    """The perplexity after a job's last step, None where it diverged before."""
     rows = read_records(job.out / job.folder / "history.jsonl")
-    return [row["validation_perplexity"] for row in rows if "validation_perplexity" in row][-1]
+    last = [
+        row["validation_perplexity"]
+        for row in rows
+        if "validation_perplexity" in row and row["step"] == job.steps
+    ]
+    return last[-1] if last else None
 
 
 def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:

@@ -97,6 +97,7 @@ def make_corpus(settings: Comparison, out: Path) -> None:
     # Renamed into place, so that a broken-off call leaves no half of it.
     save_file(tensors, str(out / "corpus.draft"))
     os.replace(out / "corpus.draft", out / FILE)
+    load_corpus.cache_clear()
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -55,11 +55,37 @@ def workers(count: int) -> Iterator[RunAll]:
         return
     threads = max(1, (os.cpu_count() or 1) // count)
     with ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        yield lambda jobs: zip(jobs, pool.map(run, jobs), strict=True)
+        yield lambda jobs: _run_in(pool, count, jobs)
+
+
+def _run_in(pool: ProcessPoolExecutor, count: int, jobs: Sequence[Job]) -> Iterator[tuple[Job, int]]:
+    """Yield the jobs in order; none waits inside the pool, where Ctrl-C would not reach it."""
+    futures: list[Future[int]] = []
+    yielded = 0
+    while yielded < len(jobs):
+        while len(futures) < len(jobs) and sum(not future.done() for future in futures) < count:
+            futures.append(pool.submit(run, jobs[len(futures)]))
+        if futures[yielded].done():
+            yield jobs[yielded], futures[yielded].result()
+            yielded += 1
+        else:
+            wait([future for future in futures if not future.done()], return_when=FIRST_COMPLETED)
 
 
 def run(job: Job) -> int:
-    """Train, and measure if asked to; return the number of parameters."""
+    """Train, and measure if asked to; return the number of parameters.
+
+    A trial that diverges is no failure: its rate is out of the race, which its history tells.
+    """
+    try:
+        return _train_and_measure(job)
+    except RuntimeError:
+        if job.measure:
+            raise
+        return 0
+
+
+def _train_and_measure(job: Job) -> int:
     settings = Comparison.model_validate_json((job.out / MARKER).read_text(encoding="utf-8"))
     corpus, length = load_corpus(job.out), settings.data.train_length
     recipe = recipe_of(settings, job)
@@ -97,6 +123,7 @@ def recipe_of(settings: Comparison, job: Job) -> Recipe:
         "learning_rate": job.learning_rate,
         "steps": job.steps,
         "warmup_steps": min(settings.training.warmup_steps, job.steps // 5),
+        "schedule_steps": settings.training.schedule_steps if job.measure else None,
     }
     return Recipe(
         scheme=job.scheme,

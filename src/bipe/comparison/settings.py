@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bipe.evaluation.length_curve import PROTOCOLS
 from bipe.models import SCHEMES
@@ -19,7 +19,8 @@ class EvaluationSettings(Settings):
     protocols: list[str] = Field(default=["same_targets", "blocks"], min_length=1)
     """How the test text is cut."""
     max_windows: int | None = Field(default=256, ge=1)
-    """Windows at each length at most, spread evenly; null for all."""
+    """Windows at most, spread evenly; null for all. Protocol `blocks` takes as much text at every length,
+    and so fewer windows at the longer ones."""
     validation_blocks: int = Field(default=64, ge=1)
     """Blocks of validation text at most, spread evenly."""
 
@@ -40,6 +41,15 @@ class ComparisonTraining(TrainingSettings):
     """Steps over which the learning rate rises from zero; a trial warms up for a fifth of it at most."""
     evaluate_every: int | None = Field(default=50, ge=1)
     """Steps between validations; null for the end only."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "ComparisonTraining":
+        # The warm-up may be longer than a run here: each run shortens it to a fifth.
+        if self.schedule_steps is not None and self.schedule_steps < self.steps:
+            raise ValueError(
+                f"schedule_steps must be at least steps, {self.steps}; got {self.schedule_steps}."
+            )
+        return self
 
 
 class Comparison(Settings):
@@ -84,5 +94,7 @@ class Comparison(Settings):
         choose("rule", RULES, self.rule)
         for protocol in self.evaluation.protocols:
             choose("protocol", PROTOCOLS, protocol)
+        if len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ValueError(f"Each learning rate is tried once; got {self.learning_rates}.")
         if len(set(self.schemes)) < len(self.schemes):
             raise ValueError(f"Each scheme is compared once; got {', '.join(self.schemes)}.")

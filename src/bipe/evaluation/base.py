@@ -20,8 +20,10 @@ class Score:
         high: upper end of its 95 % interval.
         tokens: number of tokens scored.
         windows: number of windows scored.
-        tokens_per_segment: mean tokens in a segment, in the model's own segmentation of the windows.
-        offsets_beyond_trained: share of the windows' tokens whose offset is longer than any in training.
+        tokens_per_segment: mean tokens in a segment, in the model's own segmentation of the windows; None for
+            a model without segments.
+        offsets_beyond_trained: share of the windows' tokens whose offset is longer than any in training, or
+            None.
         steps: optimiser steps of the training run, 0 if unknown.
         parameters: number of trained parameters.
     """
@@ -37,8 +39,8 @@ class Score:
     high: float
     tokens: int
     windows: int
-    tokens_per_segment: float
-    offsets_beyond_trained: float
+    tokens_per_segment: float | None
+    offsets_beyond_trained: float | None
     steps: int
     parameters: int
 

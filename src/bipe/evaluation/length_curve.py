@@ -21,6 +21,9 @@ from .intervals import interval, mean_loss_difference
 
 TASK = "length-curve"
 ENOUGH_WINDOWS = 256
+FEWEST_WINDOWS = 8
+"""Below this an interval says nothing, and nothing is called significant or compared."""
+
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a batch; on a CPU its activations should stay in the cache."""
 
@@ -135,7 +138,7 @@ def _measure(
 ) -> WindowLosses:
     nll, sizes, segments, tokens, beyond = [], [], 0, 0, 0
     limit = getattr(model.config, "max_trained_offset", None)
-    for batch in windows.batches(max(1, BATCH_TOKENS[model.device.type] // length)):
+    for batch in windows.batches(max(1, BATCH_TOKENS.get(model.device.type, 4096) // length)):
         batch = batch.to(model.device)
         nll.append(_score(model, batch, windows.scored).double().sum(dim=1).cpu())
         targets = batch[:, -windows.scored :].cpu()
@@ -219,10 +222,15 @@ def effective_context(curve: Curve) -> int:
         length
         for length, losses in curve.items()
         if length % 2 == 0
+        and len(losses.tokens) >= FEWEST_WINDOWS
         and (half := curve.get(length // 2)) is not None
         and mean_loss_difference([half.nll, losses.nll], [1, -1], losses.tokens)[1] > 0
     ]
     return max(better, default=min(curve))
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score]:
@@ -244,8 +252,8 @@ def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score
                 high=value[2],
                 tokens=int(losses.tokens.sum()),
                 windows=len(losses.tokens),
-                tokens_per_segment=losses.tokens_per_segment,
-                offsets_beyond_trained=losses.offsets_beyond_trained,
+                tokens_per_segment=_known(losses.tokens_per_segment),
+                offsets_beyond_trained=_known(losses.offsets_beyond_trained),
                 steps=run.steps,
                 parameters=parameters,
             )
@@ -297,7 +305,8 @@ def length_curve(
         protocol: `"same_targets"` or `"blocks"`.
         token_bytes: `(V,)` int64, UTF-8 bytes of each token; with it, bits per byte are returned as well.
         run: what to call the model in the rows; by default its config's scheme.
-        max_windows: at most so many windows, spread evenly; None for all.
+        max_windows: at most so many windows, spread evenly; None for all. `"blocks"` takes as much text at
+            every length, and so fewer windows at the longer ones.
 
     Raises:
         ValueError: an unknown protocol, or a length that does not fit in any document.
@@ -320,6 +329,8 @@ def paired_differences(first: Curve, second: Curve, base_length: int) -> list[di
     rows: list[dict[str, float | int | str]] = []
     for length in sorted(set(first) & set(second)):
         one, two, tokens = first[length], second[length], first[length].tokens
+        if len(tokens) < FEWEST_WINDOWS:
+            continue
         if len(two.tokens) != len(tokens):
             raise ValueError(
                 f"Only the same windows can be compared; at {length} tokens there are {len(tokens)} and "

@@ -19,7 +19,7 @@ class TaskOptions:
         data: sources of text, as `load_documents` takes them.
         lengths: context lengths in tokens; empty for 1, 2, 4, 8 and 16 times the training length.
         protocol: how the text is cut.
-        max_windows: at most so many windows at each length; None for all.
+        max_windows: at most so many windows, of the shortest length for `"blocks"`; None for all.
     """
 
     data: Sequence[str]
@@ -53,8 +53,11 @@ def _run_of(checkpoint: Checkpoint) -> Run:
     record = checkpoint.directory / "training.json"
     if not record.is_file():
         return Run(name)
-    found = json.loads(record.read_text(encoding="utf-8"))
-    return Run(name, seed=found["identity"]["seed"], steps=found["steps_done"])
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        return Run(name, seed=int(found["identity"]["seed"]), steps=int(found["steps_done"]))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{record} is not the record of a training run; delete it to go without.") from None
 
 
 TASKS: dict[str, Callable[[Checkpoint, TaskOptions], list[Score]]] = {"length-curve": measure_length_curve}

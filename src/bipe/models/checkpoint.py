@@ -56,7 +56,11 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
         raise ValueError(f"{directory} is no folder of a model: it has no config.json.")
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            directory, output_loading_info=True, local_files_only=True, use_safetensors=True
+            directory,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
         model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:

@@ -1,6 +1,7 @@
 """The configuration: Llama's, with a segmenter and two encodings."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 
 from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.intra import INTRA_ENCODINGS
@@ -39,7 +41,9 @@ def _with_plain_errors(config: type[C]) -> type[C]:
         try:
             initialise(self, *args, **kwargs)
         except StrictDataclassError as error:
-            raise ValueError(str(error).strip().splitlines()[-1].strip()) from error
+            field = re.search(r"field '(\w+)'", str(error))
+            reason = re.sub(r"^\w*Error: ", "", str(error).strip().splitlines()[-1].strip())
+            raise ValueError(f"{field.group(1)}: {reason}" if field else reason) from error
 
     config.__init__ = checked
     return config
@@ -113,6 +117,14 @@ class BipeConfig(LlamaConfig):
             raise ValueError(
                 f"num_attention_heads must be a multiple of num_key_value_heads; got {heads} and {groups}."
             )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"Unknown hidden_act {self.hidden_act!r}. Choose one of: {', '.join(sorted(ACT2FN))}."
+            )
+        if not 0 <= (self.attention_dropout or 0) < 1:
+            raise ValueError(
+                f"attention_dropout must be at least 0 and below 1; got {self.attention_dropout!r}."
+            )
         limit = self.max_trained_offset
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise ValueError(
@@ -179,7 +191,7 @@ class BipeConfig(LlamaConfig):
         fields.setdefault("segmenter", _segmenter_spec(chosen.segmenter, tokenizer, rule, end_token_ids))
         fields.setdefault("intra", dict(chosen.intra))
         fields.setdefault("inter", _measured(chosen.inter, tokens_per_segment))
-        if max_offset is not None and fields["intra"]["type"] == "learned":
+        if max_offset is not None and fields["intra"].get("type") == "learned":
             fields["intra"] = {**fields["intra"], "max_offset": max_offset}
         return cls(scheme=scheme, **fields)
 

@@ -187,6 +187,8 @@ class BipeModel(BipePreTrainedModel):
                 attention_mask, document_ids = state.real, state.document_ids
         else:
             check_shape("positions", positions.token, batch, {past + tokens})
+            if document_ids is None:
+                document_ids = (positions.token == 0).long().cumsum(dim=-1)
         mask = self._causal_mask(embeds, attention_mask, document_ids, past_key_values)
         query = positions.last(tokens)
         offsets = self.intra(query, embeds.dtype)

@@ -62,7 +62,7 @@ class ModelSettings(Settings):
     """Share of attention weights dropped in training."""
     rms_norm_eps: float = Field(default=1e-5, gt=0, lt=1)
     """The small number that keeps RMSNorm from dividing by zero."""
-    initializer_range: float = Field(default=0.02, gt=0, le=10)
+    initializer_range: float = Field(default=0.02, gt=0, le=1)
     """Standard deviation of the initial weights."""
     segmenter: dict[str, Any] | None = None
     """What ends a segment, as in the model's config; null for the scheme's."""

@@ -43,7 +43,7 @@ def claim(run: Path, identity: Identity, resume: bool) -> bool:
         ValueError: the folder holds another run (the message names the first difference), a model that no
             run has made, or this run where `resume` is false.
     """
-    refuse_foreign_model(run)
+    refuse_foreign_files(run)
     marker = read_marker(run)
     if marker is None or not _holds_anything(run):
         run.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def claim_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
     Raises:
         ValueError: as `claim`.
     """
-    refuse_foreign_model(run)
+    refuse_foreign_files(run)
     if not _holds_anything(run):
         return
     if not (run / RECIPE).exists():
@@ -68,20 +68,28 @@ def claim_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
     _refuse_difference(run, there, here, resume)
 
 
+def open_folder(run: Path) -> None:
+    """Make the folder and mark it as a run's, so that what is written next is known to be ours."""
+    run.mkdir(parents=True, exist_ok=True)
+    if read_marker(run) is None:
+        write_marker(run, {}, steps_done=0, finished=False)
+
+
 def is_finished(run: Path) -> bool:
     """Whether a run in this folder has reached its last step."""
     marker = read_marker(run)
     return marker is not None and bool(marker["finished"])
 
 
-def refuse_foreign_model(run: Path) -> None:
-    """Raise where `run` holds a model, but no record of a run that made it."""
+def refuse_foreign_files(run: Path) -> None:
+    """Raise where `run` holds files, but no record of a run that made them: they are somebody's."""
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file; a run needs a folder.")
-    for name in ("config.json", "model.safetensors"):
-        if (run / name).exists() and not (run / MARKER).exists():
+    if run.exists() and not (run / MARKER).exists():
+        for path in sorted(run.iterdir()):
             raise ValueError(
-                f"{run} holds a {name} but no {MARKER}, so no run of bipe made it. Choose another folder."
+                f"{run} holds a {path.name} but no {MARKER}, so no run of bipe made it. "
+                "Choose another folder."
             )
 
 

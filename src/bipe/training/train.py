@@ -32,11 +32,19 @@ from .interruption import Interruption
 from .order import Blocks, SeededOrder, batches
 from .progress import progress_line
 from .recipe import DataSettings, Recipe, TrainingSettings, dump_recipe
-from .run_folder import RECIPE, claim, claim_recipe, identify, is_finished, write_marker, write_whole
+from .run_folder import (
+    RECIPE,
+    claim,
+    claim_recipe,
+    identify,
+    is_finished,
+    open_folder,
+    write_marker,
+    write_whole,
+)
 from .trainer import BlockTrainer, run_order, training_arguments
 
 ENVIRONMENT = "environment.json"
-"""One in so many tokens of each training document is for validation where a recipe names no text for it."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ def train_recipe(
     length, eos = recipe.data.train_length, cast(int | None, tokenizer.eos_token_id)
     blocks = pack(training, length, eos, vocab_size=config.vocab_size)
     validation_blocks = pack(validation, length, eos, vocab_size=config.vocab_size)
-    run.mkdir(parents=True, exist_ok=True)
+    open_folder(run)
     write_whole(run / RECIPE, dump_recipe(recipe))
     tokenizer.save_pretrained(run)
     return train_model(

@@ -133,10 +133,15 @@ class BlockTrainer(Trainer):
 
     def _stop_if_diverged(self) -> None:
         if (step := int(self._bad_step)) >= 0:
+            kept = checkpoints.newest_whole(self.run)
             raise RuntimeError(
                 f"Training diverged: the loss or its gradient is not finite at step {step}, learning rate "
-                f"{self._get_learning_rate():.3g}. Lower the learning rate or lengthen the warm-up; the last "
-                f"good checkpoint is kept in {self.run / checkpoints.FOLDER}."
+                f"{self._get_learning_rate():.3g}. Lower the learning rate or lengthen the warm-up; "
+                + (
+                    f"the last good checkpoint is kept in {kept}."
+                    if kept
+                    else "no checkpoint was due before."
+                )
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
