@@ -124,6 +124,17 @@ def test_at_most_so_many_windows_are_spread_evenly(most: int) -> None:
         assert gaps.max() - gaps.min() <= 1
 
 
+def test_capped_blocks_of_every_length_cover_the_same_text() -> None:
+    windows = PROTOCOLS["blocks"]([document(400), document(20), document(90)], [8, 16, 32], 12)
+    covered = {
+        length: {(index, place) for index, first, end in found.spans for place in range(first, end)}
+        for length, found in windows.items()
+    }
+    assert covered[8] == covered[16] == covered[32]
+    assert {length: len(found.spans) for length, found in windows.items()} == {8: 12, 16: 6, 32: 3}
+    assert (windows[32].spans[0], windows[32].spans[-1]) == ((0, 0, 32), (2, 32, 64))
+
+
 @few_windows_are_fine
 def test_any_model_of_transformers_can_be_measured(make_model: ModelMaker) -> None:
     ours = make_model("rope")

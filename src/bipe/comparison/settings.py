@@ -19,7 +19,7 @@ class EvaluationSettings(Settings):
     protocols: list[str] = Field(default=["same_targets", "blocks"], min_length=1)
     """How the test text is cut."""
     max_windows: int | None = Field(default=256, ge=1)
-    """Windows at most, spread evenly; null for all. Protocol `blocks` takes as much text at every length,
+    """Windows at most, spread evenly; null for all. Protocol `blocks` takes the same text at every length,
     and so fewer windows at the longer ones."""
     validation_blocks: int = Field(default=64, ge=1)
     """Blocks of validation text at most, spread evenly."""

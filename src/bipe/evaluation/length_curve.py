@@ -100,21 +100,28 @@ def _same_targets(
 
 
 def _blocks(documents: Sequence[Tensor], lengths: Sequence[int], most: int | None) -> dict[int, Windows]:
-    """Consecutive blocks; every token but a block's first, which nothing precedes, is scored."""
-    windows = {}
-    for length in lengths:
-        spans = [
-            (index, first, first + length)
-            for index, document in enumerate(documents)
-            for first in range(0, len(document) - length + 1, length)
-        ]
-        limit = None if most is None else max(1, most * lengths[0] // length)
-        if limit is not None and len(spans) > limit:
-            spans = [
-                spans[position] for position in np.linspace(0, len(spans) - 1, limit).round().astype(int)
-            ]
-        windows[length] = Windows(documents, spans, length - 1)
-    return windows
+    """Consecutive blocks; every token but a block's first, which nothing precedes, is scored.
+
+    With a cap, the blocks of every length are cut from the same stretches of text, each as long as the
+    longest length and spread evenly, so that lengths differ in their cuts and not in their text.
+    """
+    stretches = [(index, 0, len(document)) for index, document in enumerate(documents)]
+    if most is not None and sum(end // lengths[0] for _, _, end in stretches) > most:
+        stretches = _cut(stretches, lengths[-1])
+        count = max(1, most * lengths[0] // lengths[-1])
+        if len(stretches) > count:
+            chosen = np.linspace(0, len(stretches) - 1, count).round().astype(int)
+            stretches = [stretches[position] for position in chosen]
+    return {length: Windows(documents, _cut(stretches, length), length - 1) for length in lengths}
+
+
+def _cut(stretches: Sequence[tuple[int, int, int]], length: int) -> list[tuple[int, int, int]]:
+    """Cut stretches, `(document, first, end)`, into pieces of `length`; their rests are left out."""
+    return [
+        (index, first, first + length)
+        for index, start, end in stretches
+        for first in range(start, end - length + 1, length)
+    ]
 
 
 PROTOCOLS = {"same_targets": _same_targets, "blocks": _blocks}
@@ -305,8 +312,8 @@ def length_curve(
         protocol: `"same_targets"` or `"blocks"`.
         token_bytes: `(V,)` int64, UTF-8 bytes of each token; with it, bits per byte are returned as well.
         run: what to call the model in the rows; by default its config's scheme.
-        max_windows: at most so many windows, spread evenly; None for all. `"blocks"` takes as much text at
-            every length, and so fewer windows at the longer ones.
+        max_windows: at most so many windows, spread evenly; None for all. `"blocks"` takes the same
+            text at every length, and so fewer windows at the longer ones.
 
     Raises:
         ValueError: an unknown protocol, or a length that does not fit in any document.
