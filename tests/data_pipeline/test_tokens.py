@@ -127,6 +127,20 @@ class TestEncoding:
         assert tokenizer.encode("x")[0] == 0
         assert encode([Document("a", "x")], tokenizer)[0].tolist() == tokenizer.encode("x")[1:]
 
+    def test_a_bos_that_the_tokenizer_adds_starts_each_document(self) -> None:
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer = train_tokenizer([TEXT], 300)
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        assert encode([Document("a", "x")], tokenizer)[0].tolist() == tokenizer.encode("x")
+        bos = tokenizer.bos_token_id
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A <|endoftext|>", special_tokens=[("<s>", bos), ("<|endoftext|>", 0)]
+        )
+        documents = encode([Document("a", "x"), Document("b", "<s>")], tokenizer)
+        assert documents[0].tolist() == tokenizer.encode("x")[:-1]  # packing sets the eos
+        assert documents[1][0] == bos and bos not in documents[1][1:]
+
     def test_batches_change_nothing(
         self, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
     ) -> None:

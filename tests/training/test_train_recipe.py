@@ -108,6 +108,10 @@ def test_an_interrupted_recipe_goes_on(make_recipe, tmp_path):
             "multiple of num_attention_heads; got 30 and 4",
         ),
         ({"model": {"num_attention_heads": 8, "num_key_value_heads": 3}}, "multiple of num_key_value_heads"),
+        (
+            {"model": {"hidden_size": 2**16, "num_hidden_layers": 2000, "intermediate_size": 2**17}},
+            r"has 85,899,\d+,\d+,\d+ parameters; training it needs 1,280,\d+ GiB",
+        ),
     ],
 )
 def test_a_wrong_name_or_size_is_refused_before_the_text_is_read(make_recipe, tmp_path, changes, message):

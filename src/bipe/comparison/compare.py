@@ -58,7 +58,7 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     try:
         make_corpus(settings, out)
         corpus = load_corpus(out)
-        _check_lengths(settings, corpus)
+        _check_text(settings, corpus)
         TokenSet.from_tokenizer(corpus.tokenizer, rule=settings.rule)
     except ValueError:
         _release(out)
@@ -117,7 +117,10 @@ def _release(out: Path) -> None:
         out.rmdir()
 
 
-def _check_lengths(settings: Comparison, corpus: Corpus) -> None:
+def _check_text(settings: Comparison, corpus: Corpus) -> None:
+    """Refuse text that fills no block, or no window of the longest length, before anything is trained."""
+    corpus.blocks(settings.data.train_length)
+    corpus.validation_blocks(settings.data.train_length, settings.evaluation.validation_blocks)
     longest = max(len(document) for document in corpus.test)
     if settings.lengths[-1] > longest:
         raise ValueError(

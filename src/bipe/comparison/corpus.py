@@ -49,11 +49,11 @@ class Corpus:
 
     def blocks(self, length: int) -> PackedBlocks:
         """The training text in blocks of `length` tokens."""
-        return pack(self.train, length, self._eos)
+        return pack(self.train, length, self._eos, name="training text")
 
     def validation_blocks(self, length: int, most: int) -> Subset[dict[str, Tensor]]:
         """At most so many blocks of the validation text, spread evenly."""
-        blocks = pack(self.validation, length, self._eos)
+        blocks = pack(self.validation, length, self._eos, name="validation text")
         count = min(most, len(blocks))
         return Subset(blocks, [index * len(blocks) // count for index in range(count)])
 

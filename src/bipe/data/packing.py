@@ -63,7 +63,12 @@ class PackedBlocks(Dataset[dict[str, Tensor]]):
 
 
 def pack(
-    documents: Sequence[Tensor], length: int, eos_token_id: int | None, *, vocab_size: int | None = None
+    documents: Sequence[Tensor],
+    length: int,
+    eos_token_id: int | None,
+    *,
+    vocab_size: int | None = None,
+    name: str = "text",
 ) -> PackedBlocks:
     """Join documents, each followed by the end of text, and cut them in blocks of `length` tokens.
 
@@ -81,6 +86,7 @@ def pack(
         length: tokens in a block, at least 2.
         eos_token_id: the id put after each document; None puts none.
         vocab_size: where given, the number of ids that the model knows.
+        name: what the documents are, for the message, such as `"validation text"`.
 
     Raises:
         ValueError: the documents do not fill one block, `length` is below 2, or an id lies outside
@@ -95,7 +101,8 @@ def pack(
     sizes = torch.tensor([len(document) + len(eos) for document in filled], dtype=torch.int64)
     if (total := int(sizes.sum())) < length:
         raise ValueError(
-            f"The text has {total} tokens, fewer than one block of {length}. Give more text or less length."
+            f"The {name} has {total} tokens, fewer than one block of {length}. Give more text, or shorter "
+            "blocks (train_length)."
         )
     stream = torch.cat([part for document in filled for part in (document, eos)])
     _check_ids(stream, vocab_size)

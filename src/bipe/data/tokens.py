@@ -99,10 +99,11 @@ def _sample(texts: Sequence[str], characters: int) -> list[str]:
 
 
 def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
-    """Turn each document's text into token ids, adding no special token and reading none out of the text.
+    """Turn each document's text into token ids, reading no special token out of the text.
 
-    A text that spells `<|endoftext|>` is so encoded by its characters: only packing sets document borders.
-    Each document is encoded whole, which takes some 200 bytes of memory for each character of the longest.
+    Where the tokenizer starts a text with its bos, as Llama's does, so does each document. A text that spells
+    `<|endoftext|>` is encoded by its characters: only packing sets document borders. Each document is encoded
+    whole, which takes some 200 bytes of memory for each character of the longest.
 
     >>> tokenizer = train_tokenizer(["aaaa"], 257)
     >>> encode([Document("one", "ab")], tokenizer)[0].tolist() == tokenizer.convert_tokens_to_ids(["a", "b"])
@@ -116,6 +117,7 @@ def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) ->
         One tensor (n,) int64 of token ids for each document.
     """
     encoded: list[Tensor] = []
+    opening = opening_ids(tokenizer)
     for batch in _batches([document.text for document in documents], BATCH_CHARACTERS):
         rows = tokenizer(
             batch,
@@ -125,8 +127,18 @@ def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) ->
             return_token_type_ids=False,
             verbose=False,  # or each long document would warn that it exceeds model_max_length
         )["input_ids"]
-        encoded += [torch.tensor(row, dtype=torch.int64) for row in rows]
+        encoded += [torch.tensor(opening + row, dtype=torch.int64) for row in rows]
     return encoded
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a tokenizer puts before a text: its bos, where it adds one by itself, or none.
+
+    >>> opening_ids(train_tokenizer(["aaaa"], 257))
+    []
+    """
+    added = list(tokenizer("")["input_ids"])
+    return added[:1] if added and added[0] == tokenizer.bos_token_id else []
 
 
 def _batches(texts: Sequence[str], characters: int) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from bipe.data.tokens import load_tokenizer
+from bipe.data.tokens import load_tokenizer, opening_ids
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def complete(
 
     Args:
         checkpoint: the model and its tokenizer.
-        prompt: text, of at least one token.
+        prompt: text, of at least one token; special tokens that it spells are read as such.
         max_new_tokens: at most so many tokens are written; the end-of-text token ends earlier.
         temperature: 0 takes the likeliest token each time; above, tokens are sampled from the tempered
             distribution.
@@ -96,15 +96,15 @@ def complete(
         raise ValueError(f"The number of new tokens must be at least 1; got {max_new_tokens}.")
     if temperature < 0:
         raise ValueError(f"The temperature must be at least 0; got {temperature}.")
-    inputs = checkpoint.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(
-        checkpoint.model.device
-    )
-    if inputs["input_ids"].numel() == 0:
+    # The prompt starts as a training document does; an eos or sep that the tokenizer would append ends it.
+    prompt_ids = opening_ids(checkpoint.tokenizer)
+    prompt_ids += checkpoint.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not prompt_ids:
         raise ValueError("The prompt is empty; give it at least one character.")
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     pad = checkpoint.tokenizer.pad_token_id
     ids = cast("Any", checkpoint.model).generate(
-        **inputs,
+        torch.tensor([prompt_ids], device=checkpoint.model.device),
         max_new_tokens=max_new_tokens,
         pad_token_id=checkpoint.tokenizer.eos_token_id if pad is None else pad,
         **sampling,

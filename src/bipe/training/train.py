@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -45,6 +46,8 @@ from .run_folder import (
 from .trainer import BlockTrainer, run_order, training_arguments
 
 ENVIRONMENT = "environment.json"
+BYTES_A_PARAMETER = 16
+"""Of training in float32: a weight, its gradient and two moments."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,8 @@ def train_recipe(
     training, validation, tokenizer = _read_text(recipe.data)
     config = configure(recipe, tokenizer, training)
     length, eos = recipe.data.train_length, cast(int | None, tokenizer.eos_token_id)
-    blocks = pack(training, length, eos, vocab_size=config.vocab_size)
-    validation_blocks = pack(validation, length, eos, vocab_size=config.vocab_size)
+    blocks = pack(training, length, eos, vocab_size=config.vocab_size, name="training text")
+    validation_blocks = pack(validation, length, eos, vocab_size=config.vocab_size, name="validation text")
     open_folder(run)
     write_whole(run / RECIPE, dump_recipe(recipe))
     tokenizer.save_pretrained(run)
@@ -217,7 +220,24 @@ def check_recipe(recipe: Recipe) -> None:
     """
     choose("scheme", SCHEMES, recipe.scheme)
     choose("rule", RULES, recipe.rule)
-    BipeConfig(vocab_size=recipe.data.vocab_size, **_sizes(recipe))
+    _check_memory(BipeConfig(vocab_size=recipe.data.vocab_size, **_sizes(recipe)))
+
+
+def _check_memory(config: BipeConfig) -> None:
+    """Refuse a model that could not even be held, rather than be killed while it is made."""
+    if torch.cuda.is_available():
+        return
+    with torch.device("meta"):
+        model = BipeForCausalLM(BipeConfig(**{**config.to_dict(), "num_hidden_layers": 1}))
+    layer = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    parameters = model.num_parameters() + (config.num_hidden_layers - 1) * layer
+    needed, there = parameters * BYTES_A_PARAMETER, psutil.virtual_memory().total
+    if needed > there:
+        raise ValueError(
+            f"This model has {parameters:,} parameters; training it needs {needed / 2**30:,.0f} GiB for "
+            f"weights, gradients and AdamW's two moments, and this machine has {there / 2**30:,.0f} GiB. "
+            "Make hidden_size, num_hidden_layers or vocab_size smaller."
+        )
 
 
 def _read_text(data: DataSettings) -> tuple[list[Tensor], list[Tensor], PreTrainedTokenizerBase]:
