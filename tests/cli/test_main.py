@@ -127,6 +127,21 @@ def test_wrong_use_of_a_command_names_its_help(capsys: pytest.CaptureFixture[str
     assert printed.rstrip().endswith("see 'bipe count --help'.")
 
 
+def test_a_warning_is_one_line() -> None:
+    code = (
+        "import sys, typer, warnings\n"
+        "from bipe_cli import main as program\n"
+        "program.app = typer.Typer(name='bipe')\n"
+        "@program.app.command()\n"
+        "def warn() -> None: warnings.warn('Only 3 windows\\nfit.', stacklevel=1)\n"
+        "sys.argv = ['bipe']\n"
+        "program.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "bipe: warning: Only 3 windows fit.\n"
+
+
 PRINTS_FOR_EVER = """
 import itertools, sys, typer
 from bipe_cli.main import run
