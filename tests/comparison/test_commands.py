@@ -1,5 +1,11 @@
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -7,6 +13,7 @@ import torch
 import bipe
 from bipe.models.checkpoint import load_checkpoint
 from bipe.report import read_records
+from bipe.training.checkpoints import newest_whole, step_of
 from bipe_cli.main import app, run
 
 from .conftest import settings
@@ -74,6 +81,25 @@ def test_generate_samples_the_same_text_for_the_same_seed(trained, capsys):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_prompt_starts_as_training_documents_do(trained, monkeypatch):
+    from tokenizers.processors import TemplateProcessing
+
+    from bipe.data import Document, encode
+    from bipe.models.checkpoint import complete
+
+    checkpoint = load_checkpoint(trained)
+    the = checkpoint.tokenizer.convert_tokens_to_ids("t")
+    checkpoint.tokenizer.bos_token = "t"  # any token will do, the vocabulary has no spare one
+    checkpoint.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="t $A <|endoftext|>", special_tokens=[("t", the), ("<|endoftext|>", 0)]
+    )
+    given = []
+    monkeypatch.setattr(checkpoint.model, "generate", lambda ids, **_: given.append(ids) or ids)
+    complete(checkpoint, "a cat")
+    assert given[0][0].tolist() == encode([Document("a", "a cat")], checkpoint.tokenizer)[0].tolist()
+    assert given[0][0, 0] == the and given[0][0, -1] != 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -130,3 +156,32 @@ def test_weights_of_another_config_are_refused(trained, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
     assert run(app, ["generate", "--model", str(tmp_path), "--prompt", "a"]) == 2
     assert "not those of its config.json" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_all_workers_and_leaves_resumable_runs(texts, tmp_path):
+    endless = {"steps": 10**6, "batch_size": 2, "log_every": 1, "evaluate_every": None}
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(settings(texts, training=endless, learning_rates=[1e-3]).model_dump_json())
+    command = [sys.executable, "-m", "bipe_cli", "compare", "--recipe", str(recipe), "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        started = out / "runs"
+        deadline = time.monotonic() + 300
+        while len(list(started.glob("*/history.jsonl"))) < 2:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert errors.startswith("bipe: Interrupted.") and errors.count("\n") == 1
+    folders = sorted(path.name for path in started.iterdir())
+    assert folders == ["bipe-rope-0", "rope-0"]
+    for folder in folders:
+        (checkpoint,) = (started / folder / "checkpoints").glob("step-*")
+        assert newest_whole(started / folder) == checkpoint
+        assert read_records(started / folder / "history.jsonl")[-1]["step"] == step_of(checkpoint)
