@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from bipe import SCHEMES, BipeForCausalLM
-from bipe.attention import ATTENTIONS
-from bipe.encodings.inter import Relation
+from bipe.attention import ATTENTIONS, Visible
+from bipe.encodings.inter import INTER_ENCODINGS, Relation
 from bipe.encodings.inter.base import Bias
 
 ModelMaker = Callable[..., BipeForCausalLM]
-FAST = sorted(set(ATTENTIONS) - {"eager"})
+FAST = sorted(set(ATTENTIONS) - {"eager", "flex"})  # flex has tests of its own
+DECAYING = sorted(name for name, scheme in SCHEMES.items() if INTER_ENCODINGS[scheme.inter["type"]].decays)
+PAIRS = [
+    (name, scheme) for name in FAST for scheme in sorted(SCHEMES) if name == "sdpa" or scheme in DECAYING
+]
 ROTATION_ONLY = sorted(name for name, scheme in SCHEMES.items() if scheme.inter["type"] != "alibi")
 BORDERS = torch.tensor([0, 7, 8, 15])
 
@@ -66,8 +70,7 @@ def logits_and_gradients(
 
 
 @pytest.mark.parametrize("batch", sorted(BATCHES))
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
-@pytest.mark.parametrize("attention", FAST)
+@pytest.mark.parametrize(("attention", "scheme"), PAIRS)
 def test_fast_attention_matches_eager_in_logits_and_gradients(
     make_model: ModelMaker, attention: str, scheme: str, batch: str
 ) -> None:
@@ -81,8 +84,9 @@ def test_fast_attention_matches_eager_in_logits_and_gradients(
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("scheme", ["bipe-rope", "bipe-alibi"])
-@pytest.mark.parametrize("attention", FAST)
+@pytest.mark.parametrize(
+    ("attention", "scheme"), [pair for pair in PAIRS if pair[1] in ("bipe-rope", "bipe-alibi")]
+)
 def test_grouped_query_heads_match_eager(
     make_model: ModelMaker, attention: str, scheme: str, kv_heads: int
 ) -> None:
@@ -100,8 +104,11 @@ class TableBias(Bias):
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
-    def block(self, rows: slice, columns: slice) -> Tensor:
-        return self.table[:, :, rows, columns]
+    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        return self.table[:, heads, rows, columns].clone()
+
+    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + self.table[batch, head, query, key]
 
 
 def naive_attention(
@@ -133,25 +140,20 @@ def random_attention_inputs(targets: int, sources: int) -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 
 
-def as_mask(visible: Tensor, attention: str) -> Tensor:
-    """`(B, T, S)` bool in the form the implementation takes: numbers for eager, booleans for the others."""
-    if attention != "eager":
-        return visible[:, None]
-    return torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[:, None]
-
-
-@pytest.mark.parametrize("attention", sorted(ATTENTIONS))
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize(("targets", "sources"), [(7, 7), (3, 9), (1, 9)])
 def test_attention_is_a_softmax_over_visible_keys(attention: str, targets: int, sources: int) -> None:
     tensors = random_attention_inputs(targets, sources)
     bias = 3 * torch.randn(2, 4, targets, sources, generator=torch.Generator().manual_seed(4))
     visible = torch.ones(2, targets, sources).tril(sources - targets).bool()
     visible[1, :, 0] = targets == sources
+    real = torch.ones(2, sources, dtype=torch.bool)
+    real[1, 0] = targets == sources
     layer = SimpleNamespace(num_key_value_groups=2, training=False)
     mixed, weights = ATTENTIONS[attention](
         layer,
         *tensors.values(),
-        as_mask(visible, attention),
+        Visible(targets, sources, sources - targets, real=real),
         relation=Relation(bias=TableBias(bias)),
         scaling=0.3,
     )
@@ -202,8 +204,9 @@ def test_rotations_alone_take_the_causal_kernel_without_a_mask(
     assert [(call["attn_mask"], call["is_causal"]) for call in kernel.calls] == [(None, True)] * 2
 
 
-def test_the_default_is_the_fused_kernel(make_model: ModelMaker) -> None:
+def test_the_default_is_the_fastest_exact_one(make_model: ModelMaker) -> None:
     assert make_model("bipe-rope").config._attn_implementation == "sdpa"
+    assert make_model("bipe-alibi").config._attn_implementation == "segment_local"
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "spda"])
@@ -214,6 +217,16 @@ def test_an_unknown_implementation_is_refused_with_the_choices(
         make_model("rope", attn_implementation=attention)
     with pytest.raises(ValueError, match=rf"{attention}.*eager.*sdpa"):
         make_model("rope").set_attn_implementation(attention)
+
+
+@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - set(DECAYING)))
+def test_an_implementation_that_cannot_honour_the_scheme_is_refused(
+    make_model: ModelMaker, scheme: str
+) -> None:
+    with pytest.raises(ValueError, match=r"decaying bias.*Choose one of: eager, sdpa"):
+        make_model(scheme, attn_implementation="segment_local")
+    with pytest.raises(ValueError, match=r"decaying bias.*Choose one of: eager, sdpa"):
+        make_model(scheme).set_attn_implementation("segment_local")
 
 
 def test_weights_are_refused_where_there_are_none(make_model: ModelMaker) -> None:
@@ -233,7 +246,7 @@ def test_the_decoder_alone_refuses_weights_too(make_model: ModelMaker) -> None:
 
 
 def test_dropout_of_attention_is_off_in_eval_and_on_in_training(make_model: ModelMaker) -> None:
-    for attention in sorted(ATTENTIONS):
+    for attention in ("eager", *FAST):
         model = make_model("bipe-alibi", attn_implementation=attention, attention_dropout=0.5)
         plain = make_model("bipe-alibi", attn_implementation=attention)
         ids = ids_of(2, 20)

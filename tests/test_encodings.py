@@ -11,6 +11,7 @@ from torch import Tensor
 from bipe import BilevelPositions, BipeConfig, BipeForCausalLM
 from bipe.encodings.inter import INTER_ENCODINGS, InterEncoding, Relation
 from bipe.encodings.inter.alibi import alibi_slopes
+from bipe.encodings.inter.base import DecayingBias
 from bipe.encodings.inter.rope import rotate
 from bipe.encodings.intra import INTRA_ENCODINGS
 from bipe.encodings.intra.base import IntraEncoding
@@ -161,10 +162,10 @@ def test_reach_parts_the_distances_that_have_fallen_by_more(name: str, heads: in
     positions = at_segments([list(range(400))])
     encoding = inter_of({"type": name}, num_attention_heads=heads, hidden_size=8 * heads)
     bias = encoding(positions, positions, torch.float32).bias
-    assert bias is not None
+    assert isinstance(bias, DecayingBias) == encoding.decays
+    if not isinstance(bias, DecayingBias):
+        return
     reach = bias.reach(nats)
-    if reach is None:
-        pytest.skip(f"{name} does not decay")
     assert reach.shape == (heads,)
     assert reach.dtype == torch.float32
     row = bias.block(slice(399, 400), slice(0, 400))[0, :, 0].flip(-1)
@@ -175,9 +176,8 @@ def test_reach_parts_the_distances_that_have_fallen_by_more(name: str, heads: in
 def test_reach_is_the_smallest_such_distance() -> None:
     positions = at_segments([[0, 1]])
     bias = inter_of({"type": "alibi", "scale": 1.0})(positions, positions, torch.float32).bias
-    assert bias is not None
+    assert isinstance(bias, DecayingBias)
     reach = bias.reach(2.0)
-    assert reach is not None
     assert reach.tolist() == [8.0, 32.0, 128.0, 512.0]
 
 
@@ -185,10 +185,16 @@ def test_reach_is_the_smallest_such_distance() -> None:
 def test_reach_has_no_end_where_nothing_falls(nats: float) -> None:
     positions = at_segments([[0, 1]])
     bias = inter_of({"type": "alibi", "scale": 0.0})(positions, positions, torch.float32).bias
-    assert bias is not None
-    reach = bias.reach(nats)
-    assert reach is not None
-    assert reach.tolist() == [math.inf] * HEADS
+    assert isinstance(bias, DecayingBias)
+    assert bias.reach(nats).tolist() == [math.inf] * HEADS
+
+
+def test_reach_takes_a_number_for_each_head() -> None:
+    positions = at_segments([[0, 1]])
+    bias = inter_of({"type": "alibi", "scale": 1.0})(positions, positions, torch.float32).bias
+    assert isinstance(bias, DecayingBias)
+    nats = torch.tensor([[0.0, 1.0, 2.0, 40.0], [3.0, 3.0, 3.0, 3.0]])
+    assert bias.reach(nats).tolist() == [[0.0, 16.0, 128.0, 10240.0], [12.0, 48.0, 192.0, 768.0]]
 
 
 @pytest.mark.parametrize(

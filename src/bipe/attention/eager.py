@@ -8,13 +8,15 @@ from transformers.models.llama.modeling_llama import repeat_kv
 
 from bipe.encodings.inter.base import Relation
 
+from .visible import Visible
+
 
 def eager_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Visible,
     *,
     relation: Relation,
     scaling: float,
@@ -27,8 +29,7 @@ def eager_attention(
         query: `(B, H, T, K)`, rotated.
         key: `(B, H / groups, S, K)`, rotated.
         value: `(B, H / groups, S, K)`.
-        attention_mask: `(B, 1, T, S)` float, 0 where a key may be seen and the most negative number
-            elsewhere.
+        attention_mask: which keys may be seen; a query that sees none gets the mean of all values.
         relation: its bias is added to the logits.
         scaling: factor of the logits.
         dropout: probability of dropping a weight.
@@ -41,8 +42,7 @@ def eager_attention(
     logits = torch.matmul(query.float(), key.transpose(2, 3)) * scaling
     if relation.bias is not None:
         logits = logits + relation.bias.block(slice(0, query.shape[2]), slice(0, key.shape[2]))
-    if attention_mask is not None:
-        logits = logits + attention_mask
+    logits = logits.masked_fill(~attention_mask.dense, torch.finfo(logits.dtype).min)
     weights = nn.functional.softmax(logits, dim=-1)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     mixed = torch.matmul(weights, value).to(query.dtype)

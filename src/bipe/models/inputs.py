@@ -1,9 +1,7 @@
 """What a call of the model is given: checked, completed, and turned into masks and targets."""
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 
 from bipe.positions import document_ids_from_position_ids, document_starts
@@ -66,15 +64,11 @@ def key_length(cache: Cache | None, tokens: int) -> int:
     return tokens if cache is None else cache.get_mask_sizes(tokens, 0)[0]
 
 
-def same_document_mask(document_ids: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """A mask function of transformers that lets a query see its own document, `(B, S)` int64, alone."""
-
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return document_ids[batch, query] == document_ids[batch, key]
-
-    return visible
+def pad_columns(tensor: Tensor, columns: int) -> Tensor:
+    """`(B, n)` with zeros appended up to `columns`, for cache slots that are not filled yet."""
+    return nn.functional.pad(tensor, (0, max(0, columns - tensor.shape[1])))
 
 
-def several_documents(document_ids: Tensor) -> bool:
+def several(document_ids: Tensor) -> bool:
     """Whether any row holds more than one document; true while compiling, where values are unknown."""
     return torch.compiler.is_compiling() or bool((document_ids != document_ids[:, :1]).any())

@@ -20,7 +20,7 @@ class BipeAttention(LlamaAttention):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - a relation replaces Llama's rotation
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         past_key_values: Cache | None = None,
         *,
         relation: Relation,
@@ -30,7 +30,7 @@ class BipeAttention(LlamaAttention):
 
         Args:
             hidden_states: `(B, T, D)`.
-            attention_mask: what the mask function of the implementation made.
+            attention_mask: a `Visible`.
             past_key_values: cache, updated with this call's keys.
             relation: how positions relate; made once a forward.
             kwargs: what Llama's decoder layer passes on beside these, all of it accounted for elsewhere.

@@ -8,14 +8,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from bipe.attention import ATTENTIONS
+from bipe.attention import ATTENTIONS, Visible
 from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.inter.base import InterEncoding
 from bipe.encodings.intra import INTRA_ENCODINGS
@@ -36,8 +35,8 @@ from .inputs import (
     check_shape,
     key_length,
     packed_documents,
-    same_document_mask,
-    several_documents,
+    pad_columns,
+    several,
     shape_of,
     targets_of,
 )
@@ -68,10 +67,17 @@ class BipePreTrainedModel(LlamaPreTrainedModel):
         """The implementation asked for, or the fastest exact one.
 
         Raises:
-            ValueError: it is not one of this project's, the only ones that honour every relation.
+            ValueError: it is not one of this project's, the only ones that honour a relation, or it cannot
+                honour this model's.
         """
-        requested = requested_attention or "sdpa"
+        inter, _ = split_spec("inter encoding", INTER_ENCODINGS, self.config.inter)
+        requested = requested_attention or ("segment_local" if inter.decays else "sdpa")
         choose("attention implementation", ATTENTIONS, requested)
+        if requested == "segment_local" and not inter.decays:
+            raise ValueError(
+                "segment_local leaves out keys that a decaying bias has pushed far down, and the inter "
+                f"encoding {(self.config.inter or {})['type']!r} has none. Choose one of: eager, sdpa."
+            )
         return requested
 
 
@@ -189,7 +195,7 @@ class BipeModel(BipePreTrainedModel):
             check_shape("positions", positions.token, batch, {past + tokens})
             if document_ids is None:
                 document_ids = (positions.token == 0).long().cumsum(dim=-1)
-        mask = self._causal_mask(embeds, attention_mask, document_ids, past_key_values)
+        visible = self._visible(tokens, attention_mask, document_ids, past_key_values, embeds.device)
         query = positions.last(tokens)
         offsets = self.intra(query, embeds.dtype)
         hidden_states = embeds if offsets is None else embeds + offsets
@@ -199,7 +205,7 @@ class BipeModel(BipePreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                attention_mask=mask,
+                attention_mask=visible,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 relation=relation,
@@ -244,32 +250,26 @@ class BipeModel(BipePreTrainedModel):
             append_state(cache, layer, TokenState(*(part[:, past:] for part in state)))
         return state
 
-    def _causal_mask(
+    def _visible(
         self,
-        inputs_embeds: Tensor,
+        tokens: int,
         attention_mask: Tensor | None,
         document_ids: Tensor | None,
         cache: Cache | None,
-    ) -> Tensor | None:
-        """What the implementation wants: None where the causal order says it all."""
-        same_document = None
-        if document_ids is not None and several_documents(document_ids):
-            real = (
-                torch.ones_like(document_ids, dtype=torch.bool)
-                if attention_mask is None
-                else attention_mask.bool()
-            )
+        device: torch.device,
+    ) -> Visible:
+        """Which keys this call's tokens see; what hides nothing is left out, where that can be known."""
+        sources = key_length(cache, tokens)
+        real = None if attention_mask is None else attention_mask.bool()
+        documents = None
+        if document_ids is not None and several(document_ids):
+            there = torch.ones_like(document_ids, dtype=torch.bool) if real is None else real
             # Counted, since a document's name may come again further on.
-            documents = document_starts(real, document_ids).long().cumsum(dim=-1)
-            missing = key_length(cache, inputs_embeds.shape[1]) - documents.shape[1]
-            same_document = same_document_mask(nn.functional.pad(documents, (0, max(0, missing))))
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            and_mask_function=same_document,
-        )
+            documents = document_starts(there, document_ids).long().cumsum(dim=-1)
+            documents = pad_columns(documents, sources)
+        if real is not None:
+            real = pad_columns(real, sources) if torch.compiler.is_compiling() or not real.all() else None
+        return Visible(tokens, sources, past_length(cache), documents, real, device)
 
 
 class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from bipe.positions import BilevelPositions
 
-from .base import Bias, InterEncoding, Relation
+from .base import DecayingBias, InterEncoding, Relation
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -26,19 +26,26 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes + [2.0 ** (-4 * (2 * head + 1) / power) for head in range(heads - power)]
 
 
-class AlibiBias(Bias):
+class AlibiBias(DecayingBias):
     """`-slope * (query segment - key segment)`, from integer distances in float32."""
 
     def __init__(self, slopes: Tensor, query_segment: Tensor, key_segment: Tensor) -> None:
         if _rows_agree(query_segment) and _rows_agree(key_segment):
             query_segment, key_segment = query_segment[:1], key_segment[:1]
-        self.slopes, self.query_segment, self.key_segment = slopes, query_segment, key_segment
+        self.slopes, self.query_index, self.key_index = slopes, query_segment, key_segment
 
-    def block(self, rows: slice, columns: slice) -> Tensor:
-        distance = self.key_segment[:, None, None, columns] - self.query_segment[:, None, rows, None]
-        return self.slopes[None, :, None, None] * distance.float()
+    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        distance = self.key_index[:, None, None, columns] - self.query_index[:, None, rows, None]
+        return self.slopes[None, heads, None, None] * distance.float()
 
-    def reach(self, nats: float) -> Tensor:
+    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        query_segment, key_segment = (
+            index[batch.clamp(max=index.shape[0] - 1), column.clamp(max=index.shape[1] - 1)]
+            for index, column in ((self.query_index, query), (self.key_index, key))
+        )
+        return score + self.slopes[head] * (key_segment - query_segment).float()
+
+    def reach(self, nats: float | Tensor) -> Tensor:
         return torch.where(self.slopes > 0, torch.floor(nats / self.slopes), torch.inf)
 
 
@@ -53,6 +60,8 @@ class Alibi(InterEncoding):
     The logits get `-scale * slope_h * (s_i - s_j)` (He et al. 2024, section 3, with scale 96). On one token
     a segment and scale 1 this is ALiBi itself.
     """
+
+    decays = True
 
     def __init__(self, config: LlamaConfig, *, scale: float = 96.0) -> None:
         super().__init__()

@@ -15,24 +15,54 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Bias(ABC):
-    """A term of the attention logits that depends on positions only, evaluated a block at a time."""
+    """A term of the attention logits that depends on positions only, evaluated a block at a time.
+
+    Attributes:
+        differentiable: tensors that `block` reads and that gradients are wanted of.
+    """
+
+    differentiable: tuple[Tensor, ...] = ()
 
     @abstractmethod
-    def block(self, rows: slice, columns: slice) -> Tensor:
-        """The bias of some queries to some keys, `(B or 1, H, t, s)` float32.
+    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        """The bias of some queries to some keys, `(B or 1, h, t, s)` float32, in memory of its own.
 
         Args:
             rows: which of the T queries.
             columns: which of the S keys.
+            heads: which of the H heads.
         """
 
-    def reach(self, nats: float) -> Tensor | None:
+    @abstractmethod
+    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """One logit with the bias added: FlexAttention's `score_mod`, for indices that are each a number.
+
+        Queries and keys beyond the last, by which FlexAttention rounds lengths up, are asked for too; what is
+        returned for them counts for nothing.
+        """
+
+
+class DecayingBias(Bias):
+    """A bias that is 0 at distance 0 and never rises with the distance of the index.
+
+    Attributes:
+        query_index: `(B or 1, T)` int64, the index of each query whose distance counts.
+        key_index: `(B or 1, S)` int64, that of each key; it never falls inside a document.
+    """
+
+    query_index: Tensor
+    key_index: Tensor
+
+    @abstractmethod
+    def reach(self, nats: float | Tensor) -> Tensor:
         """The smallest distance beyond which the bias has fallen by more than `nats`.
 
-        `(H,)` float32, inf for a head whose bias never falls so far.
-        None where the bias does not decay with the distance.
+        Args:
+            nats: at least 0; a number, or `(..., H)` with one for each head.
+
+        Returns:
+            `(H,)` or `(..., H)` float32, inf for a head whose bias never falls so far.
         """
-        return None
 
 
 @dataclass(frozen=True)
@@ -57,11 +87,14 @@ class InterEncoding(nn.Module, ABC):
     The keyword-only parameters of `__init__` are the options of the config's `inter` dictionary.
 
     Attributes:
+        shift_invariant: whether only differences of the index matter.
+        decays: whether its relation has a `DecayingBias`.
         cacheable: false where what a key stores depends on how long the text is, so that a cache would be
             wrong.
     """
 
     shift_invariant: ClassVar[bool] = True
+    decays: ClassVar[bool] = False
     cacheable: bool = True
 
     @classmethod

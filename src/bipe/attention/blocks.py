@@ -1,0 +1,184 @@
+"""Attention with a bias, a block of queries at a time, so that only the bias of one block is in memory."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from bipe.encodings.inter.base import Bias
+
+from .visible import Visible
+
+ROWS = 128
+"""Queries handled at once."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the work: some queries of some heads, and the keys that they look at.
+
+    Attributes:
+        rows: which of the T queries.
+        heads: which of the H heads.
+        columns: which of the S keys.
+    """
+
+    rows: slice
+    heads: slice
+    columns: slice
+
+    def of_queries(self, tensor: Tensor) -> Tensor:
+        """The block's part of `(B, H, T, K)`."""
+        return tensor[:, self.heads, self.rows]
+
+    def of_keys(self, tensor: Tensor) -> Tensor:
+        """The block's part of `(B, H, S, K)`."""
+        return tensor[:, self.heads, self.columns]
+
+
+def all_blocks(visible: Visible, heads: int) -> list[Block]:
+    """Blocks that leave out nothing but keys after the last of their queries."""
+    rows = [slice(start, min(start + ROWS, visible.targets)) for start in range(0, visible.targets, ROWS)]
+    return [Block(part, slice(0, heads), slice(0, visible.columns_of(part).stop)) for part in rows]
+
+
+def attend_in_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Bias,
+    visible: Visible,
+    blocks: Sequence[Block],
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention where each block of queries looks at its own slice of the keys.
+
+    The backward pass makes each block again, so that no block outlives its turn in either direction.
+
+    Args:
+        query: `(B, H, T, K)`.
+        key: `(B, H, S, K)`.
+        value: `(B, H, S, K)`.
+        bias: added to the logits, in float32 whatever the dtype of the others.
+        visible: which keys may be seen; a query that sees none gets the mean of its slice's values.
+        blocks: each query and head in exactly one of them.
+        scaling: factor of the logits.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        The mixed values, `(B, H, T, K)`.
+    """
+    work = _Work(
+        bias, visible, tuple(blocks), scaling, dropout, int(torch.randint(2**62, ())) if dropout else 0
+    )
+    return _Attend.apply(query, key, value, work, *bias.differentiable)
+
+
+def attend_dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Bias,
+    visible: Visible,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """As `attend_in_blocks` with everything in one block: for tracing, which could not follow the blocks."""
+    block = Block(slice(0, visible.targets), slice(0, query.shape[1]), slice(0, visible.sources))
+    work = _Work(bias, visible, (block,), scaling, dropout, 0)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=work.mask(block), dropout_p=dropout, scale=scaling
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    bias: Bias
+    visible: Visible
+    blocks: tuple[Block, ...]
+    scaling: float
+    dropout: float
+    seed: int
+
+    def attend(self, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of one block, given its parts of the tensors."""
+        block = self.blocks[index]
+        with _seeded(self.seed + index, query.device, wanted=self.dropout > 0):
+            return scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=self.mask(block),
+                dropout_p=self.dropout,
+                scale=self.scaling,
+            )
+
+    def mask(self, block: Block) -> Tensor:
+        """The bias where a key may be seen and the lowest number elsewhere, `(B or 1, h, t, s)` float32."""
+        bias = self.bias.block(block.rows, block.columns, block.heads)
+        own = self.visible.columns_of(block.rows)
+        columns = block.columns
+        if self.visible.documents is None and self.visible.real is None:
+            # Only the queries' own columns, and those after them, can be hidden.
+            columns = slice(max(columns.start, own.start), columns.stop)
+        hidden = ~self.visible.block(block.rows, columns)
+        bias = bias.expand(max(len(hidden), len(bias)), -1, -1, -1)
+        # The lowest finite number, not -inf: a row of padding sees nothing, and -inf alone makes NaN.
+        lowest = torch.finfo(bias.dtype).min
+        if bias.requires_grad or columns == block.columns:
+            hidden = torch.nn.functional.pad(hidden, (columns.start - block.columns.start, 0))
+            return bias.masked_fill(hidden, lowest)
+        bias[..., columns.start - block.columns.start :].masked_fill_(hidden, lowest)
+        return bias
+
+
+class _Attend(torch.autograd.Function):
+    """The blocks one after another; slicing under autograd would make a gradient of full size for each."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, work: _Work, *biases: Tensor) -> Tensor:
+        mixed = torch.empty_like(query)
+        for index, block in enumerate(work.blocks):
+            parts = block.of_queries(query), block.of_keys(key), block.of_keys(value)
+            block.of_queries(mixed).copy_(work.attend(index, *parts))
+        ctx.work = work
+        ctx.save_for_backward(query, key, value, *biases)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *biases = ctx.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        of_biases = [torch.zeros_like(bias) for bias in biases]
+        for index, block in enumerate(ctx.work.blocks):
+            parts = [
+                part.detach().requires_grad_()
+                for part in (block.of_queries(query), block.of_keys(key), block.of_keys(value))
+            ]
+            with torch.enable_grad():
+                mixed = ctx.work.attend(index, *parts)
+            found = torch.autograd.grad(mixed, [*parts, *biases], block.of_queries(gradients[0]))
+            block.of_queries(of_query).copy_(found[0])
+            block.of_keys(of_key).add_(found[1])
+            block.of_keys(of_value).add_(found[2])
+            for total, part in zip(of_biases, found[3:], strict=True):
+                total.add_(part)
+        return of_query, of_key, of_value, None, *of_biases
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device, *, wanted: bool) -> Iterator[None]:
+    """Random numbers that the backward pass can draw again, and no others where none are wanted."""
+    if not wanted:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

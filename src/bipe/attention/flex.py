@@ -1,0 +1,77 @@
+"""Attention through torch's FlexAttention, whose compiled kernel makes bias and mask as it goes.
+
+Written for CUDA and not run on a GPU by this project. On a CPU torch has the forward pass alone, and only
+compiled; that is tested against the oracle.
+"""
+
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention as kernel
+from torch.nn.functional import pad
+
+from bipe.encodings.inter.base import Relation
+
+from .visible import ROUND, Visible
+
+
+def flex_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Visible,
+    *,
+    relation: Relation,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, None]:
+    """FlexAttention with the bias as a function of positions, and no bias or mask in memory.
+
+    Args:
+        module: the attention layer; its `num_key_value_groups` is read.
+        query: `(B, H, T, K)`, rotated.
+        key: `(B, H / groups, S, K)`, rotated.
+        value: `(B, H / groups, S, K)`.
+        attention_mask: which keys may be seen.
+        relation: its bias is added to the logits.
+        scaling: factor of the logits.
+        dropout: must be 0.
+
+    Returns:
+        The mixed values `(B, T, H, K)`, and None for the weights.
+
+    Raises:
+        ValueError: dropout, or gradients on a CPU, neither of which FlexAttention has.
+    """
+    if dropout:
+        raise ValueError(
+            "FlexAttention has no dropout: set attention_dropout to 0 or use another implementation."
+        )
+    differentiated = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
+    if query.device.type == "cpu" and differentiated:
+        raise ValueError("FlexAttention has no backward pass on a CPU: use attn_implementation='sdpa'.")
+    targets = query.shape[2]
+    mixed = _compiled()(
+        _rounded(query),
+        _rounded(key),
+        _rounded(value),
+        score_mod=None if relation.bias is None else relation.bias.score,
+        block_mask=attention_mask.block_mask,
+        scale=scaling,
+        enable_gqa=cast("int", module.num_key_value_groups) > 1,
+    )
+    return cast("Tensor", mixed)[:, :, :targets].transpose(1, 2).contiguous(), None
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Any:
+    """The kernel, compiled once a process."""
+    return torch.compile(kernel, dynamic=False)
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    """`(B, H, n, K)` with zeros appended up to a multiple of `ROUND`, which no real query sees."""
+    return pad(tensor, (0, 0, 0, -tensor.shape[2] % ROUND))

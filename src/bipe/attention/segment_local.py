@@ -1,0 +1,170 @@
+"""Attention that leaves out the keys which a decaying bias has pushed below rounding.
+
+Let `L` be the logit of a query at its own key, where the bias is 0, and `U` the largest that its norm and the
+norms of the keys up to it allow (Cauchy and Schwarz). A key at distance D has at most the weight
+`exp(U - L - fall(D))`. Where that is at most `2^-24 / max(T, S)`, all keys left out together have at most the
+weight `2^-24` in any row, and so has any key in all rows that leave it out. Then the output differs from full
+attention by at most `2^-23` of the largest value, which is the rounding of float32, and gradients likewise.
+The norms are measured, so this holds for any weights.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import repeat_kv
+
+from bipe.encodings.inter.base import DecayingBias, Relation
+
+from .blocks import ROWS, Block, all_blocks, attend_dense, attend_in_blocks
+from .visible import Visible
+
+WEIGHT_LEFT_OUT = 24 * math.log(2)
+"""Minus the logarithm of the weight that may be left out, in nats."""
+
+ROUNDING = 1e-5
+"""Relative error that norms and logits, made in float32, are given credit for; the true one is below 1e-6."""
+
+FAR = 2**32
+"""Further than any index reaches inside a document."""
+
+KEYS_A_CALL = 64
+"""Keys whose attention costs about as much as one call of the kernel."""
+
+
+def segment_local_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Visible,
+    *,
+    relation: Relation,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, None]:
+    """Exact attention whose cost grows with the length where the bias falls by a fixed amount a segment.
+
+    Args:
+        module: the attention layer; its `num_key_value_groups` is read.
+        query: `(B, H, T, K)`.
+        key: `(B, H / groups, S, K)`.
+        value: `(B, H / groups, S, K)`.
+        attention_mask: which keys may be seen.
+        relation: its bias decays.
+        scaling: factor of the logits.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        The mixed values `(B, T, H, K)`, zero for padding, and None for the weights.
+
+    Raises:
+        ValueError: there is no bias or it does not decay, or the index falls inside a document.
+    """
+    bias = relation.bias
+    if not isinstance(bias, DecayingBias):
+        raise ValueError(
+            "segment_local leaves out keys that a decaying bias has pushed far down, and this encoding has "
+            "none: use attn_implementation='sdpa'."
+        )
+    groups, visible = cast("int", module.num_key_value_groups), attention_mask
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if torch.compiler.is_compiling():  # which keys are left out depends on their values
+        mixed = attend_dense(query, key, value, bias, visible, scaling=scaling, dropout=dropout)
+    else:
+        blocks = local_blocks(query, key, bias, visible, scaling)
+        mixed = attend_in_blocks(query, key, value, bias, visible, blocks, scaling=scaling, dropout=dropout)
+    if visible.real is not None:
+        own = visible.columns_of(slice(0, visible.targets))
+        mixed = mixed.masked_fill(~visible.real[:, None, own, None], 0)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+@torch.no_grad()
+def local_blocks(
+    query: Tensor, key: Tensor, bias: DecayingBias, visible: Visible, scaling: float
+) -> list[Block]:
+    """The blocks of work, each with the keys that its queries can reach.
+
+    Args:
+        query: `(B, H, T, K)`.
+        key: `(B, H, S, K)`.
+        bias: which keys are near.
+        visible: which keys may be seen.
+        scaling: factor of the logits.
+
+    Raises:
+        ValueError: the index of the keys falls inside a document.
+    """
+    blocks = all_blocks(visible, query.shape[1])
+    if visible.sources <= ROWS or visible.targets == 1:  # nothing to win
+        return blocks
+    places = _places(bias, visible)
+    first_row = places[:, visible.columns_of(slice(0, visible.targets))][:, ::ROWS]
+    reach = bias.reach(_nats(query, key, visible, scaling).transpose(1, 2)).clamp(max=FAR)
+    nearest_left_out = first_row[..., None] - reach.double()  # (B, blocks, H)
+    rows = len(nearest_left_out)
+    first_key = torch.searchsorted(
+        places.double().expand(rows, -1).contiguous(), nearest_left_out.flatten(1).contiguous()
+    ).view_as(nearest_left_out)
+    starts = first_key.amin(dim=0).tolist()
+    return [
+        Block(block.rows, slice(first, last), slice(start, block.columns.stop))
+        for block, by_head in zip(blocks, starts, strict=True)
+        for first, last, start in _runs(by_head, block.columns.stop)
+    ]
+
+
+def _places(bias: DecayingBias, visible: Visible) -> Tensor:
+    """The index of the keys made to ascend over documents too, `(B or 1, S)` int64.
+
+    Inside a document its differences are those of the index; documents are further apart than any reach.
+    Padding has the place of the token before it.
+    """
+    stop = visible.columns_of(slice(0, visible.targets)).stop
+    index = bias.key_index[:, :stop]
+    if visible.real is not None:
+        columns = torch.arange(stop, device=index.device)
+        last_real = torch.where(visible.real[:, :stop], columns, 0).cummax(dim=-1).values
+        index = index.expand(len(last_real), -1).gather(-1, last_real)
+    steps = index.diff(dim=-1)
+    if visible.documents is not None:
+        steps = steps.masked_fill(visible.documents[:, :stop].diff(dim=-1) != 0, 2 * FAR)
+    if (steps < 0).any():
+        raise ValueError(
+            "The index of the keys falls inside a document, so nearer keys cannot be told from farther ones: "
+            "use attn_implementation='sdpa'."
+        )
+    return nn.functional.pad(steps.cumsum(dim=-1), (1, 0))
+
+
+def _nats(query: Tensor, key: Tensor, visible: Visible, scaling: float) -> Tensor:
+    """How far the bias must have fallen for a key to be left out, `(B, H, blocks)` float32."""
+    own = visible.columns_of(slice(0, visible.targets))
+    key = key[:, :, : own.stop]
+    norms = torch.linalg.vector_norm(key, dim=-1, dtype=torch.float32).cummax(dim=-1).values[..., own]
+    highest = torch.linalg.vector_norm(query, dim=-1, dtype=torch.float32) * norms * abs(scaling)
+    itself = (query.float() * key[:, :, own].float()).sum(dim=-1) * scaling
+    gap = highest * (1 + 2 * ROUNDING) - itself
+    if visible.real is not None:
+        gap = gap.masked_fill(~visible.real[:, None, own], 0)
+    missing = -visible.targets % ROWS
+    gap = nn.functional.pad(gap, (0, missing)).unflatten(-1, (-1, ROWS)).amax(dim=-1)
+    return gap + WEIGHT_LEFT_OUT + math.log(own.stop) + ROUNDING
+
+
+def _runs(starts: Sequence[int], end: int) -> list[tuple[int, int, int]]:
+    """Group neighbouring heads whose slices are about alike: `(first head, end, first key)` of each group."""
+    runs: list[tuple[int, int, int]] = []
+    for head, start in enumerate(starts):
+        if runs:
+            first, last, other = runs[-1]
+            together = (end - min(start, other)) * (last - first + 1)
+            apart = (end - other) * (last - first) + (end - start) + KEYS_A_CALL
+            if together <= apart:
+                runs[-1] = (first, head + 1, min(start, other))
+                continue
+        runs.append((head, head + 1, start))
+    return runs
