@@ -23,6 +23,10 @@ class BilevelPositions(NamedTuple):
         """The positions of the last `count` columns."""
         return BilevelPositions(*(index[:, index.shape[1] - count :] for index in self))
 
+    def documents(self) -> Tensor:
+        """Documents as `(B, T)` int64, counted at each token of index 0."""
+        return (self.token == 0).long().cumsum(dim=-1)
+
     def pad_to(self, length: int) -> "BilevelPositions":
         """The positions with zeros appended up to `length` columns, for cache slots not filled yet."""
         missing = length - self.token.shape[1]
@@ -120,7 +124,7 @@ def document_ids_from_position_ids(position_ids: Tensor, real: Tensor | None = N
     """Documents of a packed batch that is described by `position_ids` alone.
 
     Any step other than +1 between neighbouring real tokens starts a document, as in transformers' mask
-    creation.
+    creation; behind padding inside a row a token may go on from the token before it or from the padding.
 
     >>> document_ids_from_position_ids(torch.tensor([[0, 1, 2, 0, 1]])).tolist()
     [[0, 0, 0, 1, 1]]
@@ -129,8 +133,10 @@ def document_ids_from_position_ids(position_ids: Tensor, real: Tensor | None = N
         position_ids: `(B, T)` int64.
         real: `(B, T)` bool, false on padding, or None for no padding.
     """
-    border = position_ids != position_ids.roll(1, dims=-1) + 1
+    columns = torch.arange(position_ids.shape[1], device=position_ids.device)
+    border = (position_ids != position_ids.roll(1, dims=-1) + 1) & (columns > 0)
     if real is not None:
-        border = border & real & real.roll(1, dims=-1)
-    border = border & (torch.arange(position_ids.shape[1], device=position_ids.device) > 0)
+        before = torch.where(real, columns, 0).cummax(dim=-1).values.roll(1, dims=-1)
+        is_first = real & (_count_before(real) == 0)
+        border = border & real & ~is_first & (position_ids != position_ids.gather(-1, before) + 1)
     return border.long().cumsum(dim=-1)

@@ -1,26 +1,40 @@
 """What a call of the model is given: checked, completed, and turned into masks and targets."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.utils.generic import TransformersKwargs
 
 from bipe.positions import document_ids_from_position_ids, document_starts
 
+KNOWN = {*TransformersKwargs.__annotations__, "return_dict", "cache_position", "token_type_ids"}
+"""Further arguments of a call: transformers' own, and what its tokenizers return for any model."""
+
+
+def refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that nothing here would read: a misspelt `document_ids` must not pass in silence."""
+    if unknown := sorted(set(arguments) - KNOWN):
+        raise TypeError(f"The model takes no argument {unknown[0]!r}.")
+
 
 def packed_documents(
-    position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int]
+    position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int], past: int
 ) -> Tensor | None:
-    """`(B, T)` documents of a batch that tells its borders by breaks in `position_ids`, or None."""
+    """`(B, T)` documents of a batch that tells its borders by breaks in `position_ids`, or None.
+
+    They are counted from 0, or from 1 where the first token starts a document behind `past` cached ones.
+    """
     if position_ids is None:
         return None
-    if (
-        position_ids.dim() != 2
-        or position_ids.shape[0] not in (1, shape[0])
-        or position_ids.shape[1] != shape[1]
-    ):
+    rows, tokens = shape
+    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, rows) or position_ids.shape[1] != tokens:
         raise ValueError(f"position_ids must have the shape {shape}; got {tuple(position_ids.shape)}.")
-    real = None if attention_mask is None else attention_mask.bool()
-    return document_ids_from_position_ids(position_ids.expand(shape[0], -1), real)
+    real = None if attention_mask is None else attention_mask[:, -tokens:].bool()
+    documents = document_ids_from_position_ids(position_ids.expand(rows, -1), real)
+    return documents + (position_ids[:, :1] == 0).long() if past else documents
 
 
 def targets_of(labels: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
@@ -45,7 +59,7 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> None:
         raise ValueError(f"Token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}.")
 
 
-def check_shape(name: str, tensor: Tensor | None, rows: int, columns: set[int]) -> None:
+def check_shape(name: str, tensor: Tensor | None, rows: int, columns: tuple[int, ...]) -> None:
     """Refuse what does not stand beside the ids; a cache adds columns for the tokens it holds."""
     if tensor is not None and (
         tensor.dim() != 2 or tensor.shape[0] != rows or tensor.shape[1] not in columns

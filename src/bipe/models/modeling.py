@@ -36,6 +36,7 @@ from .inputs import (
     key_length,
     packed_documents,
     pad_columns,
+    refuse_unknown,
     several,
     shape_of,
     targets_of,
@@ -51,6 +52,7 @@ class BipePreTrainedModel(LlamaPreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["BipeDecoderLayer"]
+    _can_compile_fullgraph = False  # a static cache is read with whole numbers in each step
     _supports_flash_attn = False
     _supports_flex_attn = False
     _can_record_outputs = {"hidden_states": BipeDecoderLayer, "attentions": BipeAttention}
@@ -117,18 +119,23 @@ class BipeModel(BipePreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         document_ids: Tensor | None,
+        borders: Tensor | None = None,
         past: TokenState | None = None,
     ) -> TokenState:
-        """The state of the cached tokens and this call's; `attention_mask` covers all, or this call's."""
+        """The state of the cached tokens and this call's; `attention_mask` covers all, or this call's.
+
+        Where there are no `document_ids`, `borders` counts this call's documents on from the last before it.
+        """
         real = (
             torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         )
+        if document_ids is None:
+            document_ids = torch.zeros_like(input_ids) if borders is None else borders
+            if past is not None:
+                document_ids = document_ids + past.document_ids[:, -1:]
         if past is None:
-            document_ids = torch.zeros_like(input_ids) if document_ids is None else document_ids
             return TokenState(self.segmenter(input_ids, token_index(real, document_ids)), real, document_ids)
         tokens = input_ids.shape[1]
-        if document_ids is None:
-            document_ids = past.document_ids[:, -1:].expand(-1, tokens)
         document_ids = torch.cat((past.document_ids, document_ids), dim=1)
         real = torch.cat((past.real, real[:, -tokens:]), dim=1)
         is_end = self.segmenter(input_ids, token_index(real, document_ids)[:, -tokens:])
@@ -154,8 +161,9 @@ class BipeModel(BipePreTrainedModel):
             input_ids: `(B, T)` int64.
             attention_mask: `(B, S)`, 0 on padding, over the cached tokens and this call's; `(B, T)` will do
                 where the cache remembers its padding.
-            position_ids: `(B, T)` plain token positions. Only their breaks are read: without a cache, any
-                step other than +1 between real tokens starts a document, as packing collators mean it.
+            position_ids: `(B, T)` plain token positions. Only their breaks are read: where there are neither
+                `document_ids` nor `positions`, any step other than +1 between real tokens starts a document,
+                as packing collators mean it, and so does a 0 behind cached tokens.
             past_key_values: cache; it gets one layer more, which remembers segments, padding and documents.
             inputs_embeds: `(B, T, D)` in place of the embedded ids; needs `positions`.
             use_cache: whether to make a cache if there is none.
@@ -163,12 +171,13 @@ class BipeModel(BipePreTrainedModel):
                 not cross a border.
             positions: `(B, S)` positions of the cached tokens and this call's, in place of those found from
                 the ids.
-            kwargs: what transformers hands to every model.
+            kwargs: what transformers hands to every model; anything else is refused.
 
         Raises:
             ValueError: ids outside the vocabulary, missing positions, a mask of a wrong length, or a cache
                 where the encoding allows none.
         """
+        refuse_unknown(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
@@ -181,20 +190,20 @@ class BipeModel(BipePreTrainedModel):
         embeds: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past_key_values = self._usable_cache(past_key_values, use_cache)
         past, (batch, tokens) = past_length(past_key_values), embeds.shape[:2]
-        check_shape("attention_mask", attention_mask, batch, {past + tokens, tokens})
-        check_shape("document_ids", document_ids, batch, {tokens if positions is None else past + tokens})
-        if document_ids is None and past == 0:
-            document_ids = packed_documents(position_ids, attention_mask, (batch, tokens))
-
+        columns = (past + tokens,) if positions is not None else (past + tokens, tokens)
+        check_shape("attention_mask", attention_mask, batch, columns)
+        check_shape("document_ids", document_ids, batch, (tokens if positions is None else past + tokens,))
         if positions is None:
-            state = self._advance(input_ids, attention_mask, document_ids, past_key_values)
+            borders = packed_documents(position_ids, attention_mask, (batch, tokens), past)
+            state = self._advance(input_ids, attention_mask, document_ids, borders, past_key_values)
             positions = bilevel_positions(state.is_end, state.document_ids, state.real)
             if past:
-                attention_mask, document_ids = state.real, state.document_ids
+                attention_mask = state.real
+            document_ids = state.document_ids
         else:
-            check_shape("positions", positions.token, batch, {past + tokens})
+            check_shape("positions", positions.token, batch, (past + tokens,))
             if document_ids is None:
-                document_ids = (positions.token == 0).long().cumsum(dim=-1)
+                document_ids = positions.documents()
         visible = self._visible(tokens, attention_mask, document_ids, past_key_values, embeds.device)
         query = positions.last(tokens)
         offsets = self.intra(query, embeds.dtype)
@@ -230,6 +239,7 @@ class BipeModel(BipePreTrainedModel):
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         document_ids: Tensor | None,
+        borders: Tensor | None,
         cache: Cache | None,
     ) -> TokenState:
         """The state of all tokens; that of this call's is appended to the cache."""
@@ -245,7 +255,7 @@ class BipeModel(BipePreTrainedModel):
                 "token ids."
             )
         known = read_state(cache, layer, past) if cache is not None and past else None
-        state = self._token_state(input_ids, attention_mask, document_ids, known)
+        state = self._token_state(input_ids, attention_mask, document_ids, borders, known)
         if cache is not None:
             append_state(cache, layer, TokenState(*(part[:, past:] for part in state)))
         return state
@@ -325,8 +335,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
             ValueError: as `BipeModel.forward`, and attention weights asked of an implementation that has
                 none.
         """
-        if document_ids is None and past_length(past_key_values) == 0:
-            document_ids = packed_documents(position_ids, attention_mask, shape_of(input_ids, inputs_embeds))
+        refuse_unknown(kwargs)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -341,7 +350,14 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            check_shape("labels", labels, len(logits), {outputs.last_hidden_state.shape[1]})
+            if logits.shape[1] != outputs.last_hidden_state.shape[1]:
+                raise ValueError("The loss needs all logits: give labels or logits_to_keep, not both.")
+            check_shape("labels", labels, len(logits), (logits.shape[1],))
+            if document_ids is None and positions is not None:
+                document_ids = positions.documents()
+            elif document_ids is None:
+                shape = shape_of(input_ids, inputs_embeds)
+                document_ids = packed_documents(position_ids, attention_mask, shape, 0)
             labels = targets_of(labels, attention_mask, document_ids)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
@@ -356,20 +372,30 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The inputs that transformers prepares, with positions where the cache does not remember them."""
+        if kwargs.get("positions") is not None:
+            raise ValueError(
+                "generate cannot take positions, since it would need those of tokens not written yet: give "
+                "document_ids, or nothing, and they are found from the ids."
+            )
         inputs = cast("Any", super()).prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        cache = inputs.get("past_key_values")
-        past, documents = past_length(cache), inputs.get("document_ids")
         if inputs.get("input_ids") is None:
             return inputs
-        new = inputs["input_ids"].shape[1]
-        if documents is not None and documents.shape[1] != new:
-            # They describe the prompt; the tokens after it go on in its last document.
-            last = (
-                documents[:, -1:].expand(-1, new - documents.shape[1]) if new > documents.shape[1] else None
-            )
-            inputs["document_ids"] = None if last is None or past else torch.cat((documents, last), dim=1)
-        if past and not has_state(cache, self.config.num_hidden_layers) and input_ids.shape[1] == past + new:
-            inputs["positions"] = self.positions(input_ids, inputs.get("attention_mask"))
+        cache, new = inputs.get("past_key_values"), inputs["input_ids"].shape[1]
+        past, documents = past_length(cache), inputs.get("document_ids")
+        has_all_ids = input_ids.shape[1] == past + new
+        if documents is not None:
+            if not has_all_ids and kwargs.get("is_first_iteration") and documents.shape[1] < past + new:
+                raise ValueError(
+                    f"document_ids must cover the {past} cached tokens too, {past + new} in all; got "
+                    f"{documents.shape[1]}."
+                )
+            # The tokens after the prompt go on in its last document.
+            later = documents[:, -1:].expand(-1, max(0, past + new - documents.shape[1]))
+            documents = torch.cat((documents, later), dim=1)[:, : past + new]
+            inputs["document_ids"] = documents[:, past:]
+        if past and not has_state(cache, self.config.num_hidden_layers) and has_all_ids:
+            inputs["positions"] = self.positions(input_ids, inputs.get("attention_mask"), documents)
+            inputs["document_ids"] = documents
         return inputs
 
     @staticmethod
