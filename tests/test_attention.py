@@ -252,3 +252,112 @@ def test_dropout_of_attention_is_off_in_eval_and_on_in_training(make_model: Mode
         ids = ids_of(2, 20)
         assert torch.equal(model(ids).logits, plain(ids).logits)
         assert not torch.equal(model.train()(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["eager", *FAST])
+def test_half_precision_does_not_look_ahead(
+    make_model: ModelMaker, attention: str, dtype: torch.dtype
+) -> None:
+    """Steep slopes times many segments exceed what half precision holds, for keys in the future upwards."""
+    model = make_model("bipe-alibi", num_attention_heads=8, attn_implementation=attention).to(dtype)
+    ids = torch.cat((ids_of(2, 300), torch.full((2, 700), 4)), dim=1)
+    other = ids.clone()
+    other[:, 900:] = 6
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits[:, :900], model(other).logits[:, :900])
+
+
+@pytest.mark.parametrize("attention", FAST)
+def test_half_precision_is_no_further_off_than_the_oracle_in_it(
+    make_model: ModelMaker, attention: str
+) -> None:
+    ids, exact = ids_of(2, 400), make_model("bipe-alibi")(ids_of(2, 400)).logits
+    errors = [
+        (make_model("bipe-alibi", attn_implementation=name).bfloat16()(ids).logits - exact).norm()
+        for name in (attention, "eager")
+    ]
+    assert errors[0] <= 1.2 * errors[1]
+
+
+def test_the_oracle_stays_float32_under_autocast_and_in_double(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = make_model("bipe-alibi", attn_implementation="eager"), []
+    product = torch.matmul
+    monkeypatch.setattr(torch, "matmul", lambda *given: seen.append(product(*given)) or seen[-1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(ids_of(1, 20)).logits.dtype == torch.bfloat16
+    assert {part.dtype for part in seen} == {torch.float32}
+    assert model.double()(ids_of(1, 20)).logits.dtype == torch.float64
+
+
+def test_a_query_that_sees_nothing_makes_no_nan(make_model: ModelMaker) -> None:
+    for scheme, attention in (("bipe-alibi", "segment_local"), ("bipe-alibi", "sdpa"), ("bipe-rope", "sdpa")):
+        model = make_model(scheme, attn_implementation=attention)
+        logits, gradients = logits_and_gradients(model, BATCHES["left_padded"])
+        assert logits.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+        assert model(**BATCHES["left_padded"]).logits.isfinite().all()
+
+
+def saved_bytes(model: BipeForCausalLM, tokens: int) -> int:
+    """Bytes that a forward keeps for the backward pass, each storage once."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids_of(1, tokens), use_cache=False)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("attention", FAST)
+def test_training_keeps_no_bias_in_memory(make_model: ModelMaker, attention: str) -> None:
+    model = make_model("bipe-alibi", attn_implementation=attention)
+    assert saved_bytes(model, 2048) < 2.2 * saved_bytes(model, 1024)
+
+
+class LearnedBias(TableBias):
+    """A table with gradients."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__(table)
+        self.differentiable = (table,)
+
+
+def test_gradients_reach_a_bias_that_learns() -> None:
+    tensors = random_attention_inputs(300, 300)
+    table = torch.randn(1, 4, 300, 300, generator=torch.Generator().manual_seed(4))
+    layer = SimpleNamespace(num_key_value_groups=2, training=False)
+    found = []
+    for attention in ("eager", "sdpa"):
+        learned = table.clone().requires_grad_()
+        mixed, _ = ATTENTIONS[attention](
+            layer,
+            *tensors.values(),
+            Visible(300, 300),
+            relation=Relation(bias=LearnedBias(learned)),
+            scaling=0.3,
+        )
+        (mixed * mixed.detach().cos()).sum().backward()
+        found.append(learned.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    assert found[0].abs().max() > 1e-3
+
+
+def test_dropout_is_the_same_in_both_directions() -> None:
+    """The output is linear in the values, so their gradient must be that of the weights that were kept."""
+    tensors = random_attention_inputs(300, 300)
+    value = tensors["value"].requires_grad_()
+    layer = SimpleNamespace(num_key_value_groups=2, training=True)
+    bias = TableBias(torch.zeros(1, 4, 300, 300))
+    mixed, _ = ATTENTIONS["sdpa"](
+        layer, *tensors.values(), Visible(300, 300), relation=Relation(bias=bias), scaling=0.3, dropout=0.5
+    )
+    direction = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((mixed * direction).sum(), value)
+    found, expected = ((one * two.detach()).sum() for one, two in ((gradient, value), (direction, mixed)))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -55,13 +55,15 @@ def crosses_segments(model: BipeForCausalLM, ids: Tensor) -> bool:
     return bool(torch.isin(ids[:, -NEW:], torch.tensor([1, 4, 7])).any())
 
 
-@pytest.fixture(params=["eager", "sdpa"])
-def attention(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["eager", None], ids=["eager", "default"])
+def attention(request: pytest.FixtureRequest) -> str | None:
     return request.param
 
 
 @pytest.mark.parametrize("scheme", SCHEME_NAMES)
-def test_cached_generation_matches_recomputation(make_model: ModelMaker, scheme: str, attention: str) -> None:
+def test_cached_generation_matches_recomputation(
+    make_model: ModelMaker, scheme: str, attention: str | None
+) -> None:
     model = make_model(scheme, attn_implementation=attention)
     expected = recompute(model, PROMPT)
     assert crosses_segments(model, expected)
@@ -70,7 +72,7 @@ def test_cached_generation_matches_recomputation(make_model: ModelMaker, scheme:
 
 @pytest.mark.parametrize("scheme", SCHEME_NAMES)
 def test_cached_generation_of_padded_batches_matches_recomputation(
-    make_model: ModelMaker, scheme: str, attention: str
+    make_model: ModelMaker, scheme: str, attention: str | None
 ) -> None:
     model = make_model(scheme, attn_implementation=attention)
     expected = recompute(model, PROMPTS, MASK)
@@ -79,7 +81,7 @@ def test_cached_generation_of_padded_batches_matches_recomputation(
 
 @pytest.mark.parametrize("scheme", SCHEME_NAMES)
 def test_cached_generation_of_unpadded_batches_matches_recomputation(
-    make_model: ModelMaker, scheme: str, attention: str
+    make_model: ModelMaker, scheme: str, attention: str | None
 ) -> None:
     model = make_model(scheme, attn_implementation=attention)
     together = generate(model, PROMPTS, attention_mask=torch.ones_like(PROMPTS))
@@ -97,7 +99,7 @@ def test_each_row_of_a_padded_batch_is_generated_as_if_alone(make_model: ModelMa
 
 @pytest.mark.parametrize("scheme", SCHEME_NAMES)
 def test_one_token_at_a_time_gives_the_logits_of_the_whole(
-    make_model: ModelMaker, scheme: str, attention: str
+    make_model: ModelMaker, scheme: str, attention: str | None
 ) -> None:
     model = make_model(scheme, attn_implementation=attention)
     ids = torch.randint(12, (3, 30), generator=torch.Generator().manual_seed(2))
@@ -122,7 +124,7 @@ def test_one_token_at_a_time_after_padding(make_model: ModelMaker, scheme: str, 
 
 
 @pytest.mark.parametrize("scheme", SCHEME_NAMES)
-def test_a_static_cache_changes_nothing(make_model: ModelMaker, scheme: str, attention: str) -> None:
+def test_a_static_cache_changes_nothing(make_model: ModelMaker, scheme: str, attention: str | None) -> None:
     model = make_model(scheme, attn_implementation=attention)
     options = {"cache_implementation": "static", "disable_compile": True}
     assert generate(model, PROMPT, **options).tolist() == recompute(model, PROMPT).tolist()
@@ -381,3 +383,67 @@ def test_a_call_without_a_cache_returns_one_to_go_on_from(make_model: ModelMaker
     logits = model(PROMPT[:, 6:], past_key_values=cache).logits
     torch.testing.assert_close(logits, model(PROMPT).logits[:, 6:], rtol=1e-4, atol=1e-4)
     assert model(PROMPT, use_cache=False).past_key_values is None
+
+
+PACKED = torch.tensor(
+    [[5, 1, 6, 8, 4, 9, 2, 3, 1, 10, 2, 2, 6, 1, 5, 8], [3, 9, 7, 7, 2, 1, 5, 5, 6, 4, 8, 2, 3, 1, 9, 9]]
+)
+BORDER = 9
+DOCUMENT_IDS = (torch.arange(16) >= BORDER).long().expand(2, -1)
+RESETS = torch.cat((torch.arange(BORDER), torch.arange(16 - BORDER))).expand(2, -1)
+
+
+@pytest.fixture
+def packed_answer(make_model: ModelMaker) -> Tensor:
+    """What follows the second document alone, which the whole packed prompt must not be continued like."""
+    model = make_model("bipe-rope")
+    answer = recompute(model, PACKED[:, BORDER:])[:, -NEW:]
+    assert answer.tolist() != recompute(model, PACKED)[:, -NEW:].tolist()
+    return answer
+
+
+@pytest.mark.parametrize("chunk", [None, 4, 9, 16])
+@pytest.mark.parametrize("borders", [{"document_ids": DOCUMENT_IDS}, {"position_ids": RESETS}], ids=sorted)
+def test_a_packed_prompt_stays_packed_in_chunks(
+    make_model: ModelMaker, packed_answer: Tensor, borders: dict[str, Tensor], chunk: int | None
+) -> None:
+    model = make_model("bipe-rope")
+    options = {} if chunk is None else {"prefill_chunk_size": chunk, "past_key_values": DynamicCache()}
+    assert generate(model, PACKED, **borders, **options)[:, -NEW:].tolist() == packed_answer.tolist()
+
+
+@pytest.mark.parametrize("start", [3, BORDER])
+@pytest.mark.parametrize("named", ["document_ids", "position_ids"])
+def test_a_border_behind_cached_tokens_is_kept(make_model: ModelMaker, named: str, start: int) -> None:
+    model, cache = make_model("bipe-rope"), DynamicCache()
+    borders = {"document_ids": DOCUMENT_IDS, "position_ids": RESETS}[named]
+    expected = model(PACKED, document_ids=DOCUMENT_IDS).logits
+    model(PACKED[:, :start], past_key_values=cache)
+    logits = model(PACKED[:, start:], past_key_values=cache, **{named: borders[:, start:]}).logits
+    torch.testing.assert_close(logits, expected[:, start:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_new_turn_may_start_a_document(make_model: ModelMaker, packed_answer: Tensor) -> None:
+    model, cache = make_model("bipe-rope"), DynamicCache()
+    model(PACKED[:, :BORDER], past_key_values=cache)
+    given = {"document_ids": DOCUMENT_IDS, "past_key_values": cache}
+    assert generate(model, PACKED, **given)[:, -NEW:].tolist() == packed_answer.tolist()
+
+
+def test_borders_of_the_new_turn_alone_are_refused(make_model: ModelMaker) -> None:
+    model, cache = make_model("bipe-rope"), DynamicCache()
+    model(PACKED[:, :BORDER], past_key_values=cache)
+    with pytest.raises(ValueError, match="must cover the 9 cached tokens too, 16 in all; got 7"):
+        generate(
+            model,
+            PACKED[:, BORDER:],
+            document_ids=DOCUMENT_IDS[:, BORDER:],
+            attention_mask=torch.ones_like(PACKED),
+            past_key_values=cache,
+        )
+
+
+def test_generate_refuses_positions(make_model: ModelMaker) -> None:
+    model = make_model("bipe-rope")
+    with pytest.raises(ValueError, match="generate cannot take positions"):
+        generate(model, PACKED, positions=model.positions(PACKED))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from bipe import BipeForCausalLM, Score, length_curve
 from bipe.evaluation.base import Run
@@ -147,6 +147,22 @@ def test_any_model_of_transformers_can_be_measured(make_model: ModelMaker) -> No
             np.testing.assert_array_equal(first[length].nll, second[length].nll)
     scores = length_curve(llama, DOCUMENTS, LENGTHS)
     assert {score.scheme for score in scores} == {"llama"}
+
+
+@few_windows_are_fine
+def test_logits_that_are_more_than_the_output_layer_are_scored_as_they_are() -> None:
+    sizes = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 1000}
+    config = Gemma2Config(**sizes, **heads, final_logit_softcapping=2.0, initializer_range=1.0)
+    model = Gemma2ForCausalLM(config).eval()
+    for protocol in PROTOCOLS:
+        curve = window_losses(model, DOCUMENTS[:1], [64], protocol)[64]
+        first = DOCUMENTS[0][:64]
+        with torch.no_grad():
+            logits = model(first[None]).logits[0]
+        losses = torch.nn.functional.cross_entropy(logits[:-1], first[1:], reduction="none")
+        scored = 63 if protocol == "blocks" else 32
+        assert curve.nll[0] == pytest.approx(float(losses[-scored:].sum()), rel=1e-4)
 
 
 @few_windows_are_fine

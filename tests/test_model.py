@@ -7,7 +7,15 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from torch._dynamo.testing import CompileCounter
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from bipe import SCHEMES, BilevelPositions, BipeConfig, BipeForCausalLM, BipeModel
 from bipe.models.initialization import initialize_by_name
@@ -471,3 +479,89 @@ def test_only_asked_for_logits_are_made(make_model: ModelMaker) -> None:
 def test_a_tuple_can_be_asked_for(make_model: ModelMaker) -> None:
     model, ids = make_model("bipe-rope"), ids_of(2, 9)
     assert torch.equal(model(ids, return_dict=False)[0], model(ids).logits)
+
+
+def test_the_loss_leaves_out_the_starts_of_documents_that_positions_tell_of(make_model: ModelMaker) -> None:
+    model, ids = make_model("bipe-rope"), torch.randint(12, (2, 20))
+    documents = (torch.arange(20) > 8).long().expand(2, -1)
+    by_documents = model(ids, document_ids=documents, labels=ids)
+    by_positions = model(ids, positions=model.positions(ids, document_ids=documents), labels=ids)
+    assert torch.equal(by_positions.logits, by_documents.logits)
+    assert torch.equal(by_positions.loss, by_documents.loss)
+    assert not torch.equal(by_documents.loss, model(ids, labels=ids).loss)
+
+
+def test_documents_of_each_row_are_its_own(make_model: ModelMaker) -> None:
+    model, ids = make_model("bipe-rope"), torch.randint(12, (3, 20))
+    borders = [4, 13, 19]
+    documents = torch.stack([(torch.arange(20) >= border).long() for border in borders])
+    together = model(ids, document_ids=documents).logits
+    for row, border in enumerate(borders):
+        for part in (slice(0, border), slice(border, 20)):
+            alone = model(ids[row : row + 1, part]).logits[0]
+            torch.testing.assert_close(together[row, part], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["documents_ids", "attn_mask", "head_mask"])
+def test_an_unknown_argument_is_refused(make_model: ModelMaker, name: str) -> None:
+    model, ids = make_model("bipe-rope"), torch.tensor([[1, 2, 3]])
+    for called in (model, model.model):
+        with pytest.raises(TypeError, match=f"no argument '{name}'"):
+            called(ids, **{name: ids})
+
+
+def test_what_tokenizers_return_is_taken(make_model: ModelMaker) -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    given = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
+    }
+    model = make_model("bipe-rope")
+    assert torch.equal(model(**given).logits, model(ids).logits)
+
+
+def test_labels_need_all_logits(make_model: ModelMaker) -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    with pytest.raises(ValueError, match="labels or logits_to_keep, not both"):
+        make_model("bipe-rope")(ids, labels=ids, logits_to_keep=2)
+
+
+def test_a_mask_beside_positions_covers_the_cache(make_model: ModelMaker) -> None:
+    model, ids, cache = make_model("bipe-rope"), torch.tensor([[1, 2, 3, 5, 6]]), DynamicCache()
+    model(ids[:, :3], past_key_values=cache)
+    with pytest.raises(ValueError, match=r"attention_mask must have the shape \(1, 5\)"):
+        model(
+            ids[:, 3:],
+            positions=model.positions(ids),
+            attention_mask=torch.ones_like(ids[:, 3:]),
+            past_key_values=cache,
+        )
+
+
+@pytest.mark.parametrize("scheme", ["rope", "bipe-rope", "bipe-alibi", "sinusoidal"])
+def test_lengths_share_graphs_and_one_exported_program(make_model: ModelMaker, scheme: str) -> None:
+    """Not more graphs than a fixed first and a dynamic second one; data-dependent shapes would break both."""
+    model = make_model(scheme)
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for length in (20, 33, 47, 64, 130, 200):
+            ids = torch.randint(12, (2, length))
+            torch.testing.assert_close(compiled(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count <= 2
+    torch._dynamo.reset()
+    length = torch.export.Dim("length", min=4, max=4096)
+    shapes = {"input_ids": {1: length}, "use_cache": None}
+    program = torch.export.export(
+        model,
+        (),
+        {"input_ids": torch.randint(12, (2, 20)), "use_cache": False},
+        dynamic_shapes=shapes,
+        strict=False,
+    )
+    for tokens in (7, 300):
+        ids = torch.randint(12, (2, tokens))
+        exported = program.module()(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(exported, model(ids).logits, rtol=1e-4, atol=1e-4)

@@ -203,3 +203,13 @@ def test_pad_to_appends_zeros() -> None:
 def test_shapes_that_do_not_fit_are_named(arguments: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bilevel_positions(**{"is_end": torch.zeros(2, 5, dtype=torch.bool), **arguments})
+
+
+def test_a_reset_behind_padding_inside_a_row_starts_a_document() -> None:
+    real = torch.tensor([[1] * 5 + [0] * 3 + [1] * 4]).bool()
+    reset = torch.tensor([[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2, 3]])
+    documents = document_ids_from_position_ids(reset, real)
+    assert documents[real].tolist() == [0] * 5 + [1] * 4
+    for goes_on in ([0, 1, 2, 3, 4, 0, 0, 0, 5, 6, 7, 8], list(range(12))):
+        documents = document_ids_from_position_ids(torch.tensor([goes_on]), real)
+        assert documents[real].tolist() == [0] * 9

@@ -91,11 +91,9 @@ def attend_dense(
     dropout: float = 0.0,
 ) -> Tensor:
     """As `attend_in_blocks` with everything in one block: for tracing, which could not follow the blocks."""
-    block = Block(slice(0, visible.targets), slice(0, query.shape[1]), slice(0, visible.sources))
-    work = _Work(bias, visible, (block,), scaling, dropout, 0)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=work.mask(block), dropout_p=dropout, scale=scaling
-    )
+    whole = bias.block(slice(0, visible.targets), slice(0, visible.sources))
+    mask = whole.masked_fill(~visible.dense, torch.finfo(whole.dtype).min)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
 
 
 @dataclass(frozen=True)

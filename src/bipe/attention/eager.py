@@ -37,13 +37,14 @@ def eager_attention(
     Returns:
         The mixed values `(B, T, H, K)` in the dtype of `query`, and the weights `(B, H, T, S)` float32.
     """
-    groups = cast("int", module.num_key_value_groups)
-    key, value = repeat_kv(key, groups).float(), repeat_kv(value, groups).float()
-    logits = torch.matmul(query.float(), key.transpose(2, 3)) * scaling
-    if relation.bias is not None:
-        logits = logits + relation.bias.block(slice(0, query.shape[2]), slice(0, key.shape[2]))
-    logits = logits.masked_fill(~attention_mask.dense, torch.finfo(logits.dtype).min)
-    weights = nn.functional.softmax(logits, dim=-1)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    mixed = torch.matmul(weights, value).to(query.dtype)
+    with torch.autocast(query.device.type, enabled=False):
+        groups = cast("int", module.num_key_value_groups)
+        sources, values = repeat_kv(key, groups).float(), repeat_kv(value, groups).float()
+        logits = torch.matmul(query.float(), sources.transpose(2, 3)) * scaling
+        if relation.bias is not None:
+            logits = logits + relation.bias.block(slice(0, query.shape[2]), slice(0, key.shape[2]))
+        logits = logits.masked_fill(~attention_mask.dense, torch.finfo(logits.dtype).min)
+        weights = nn.functional.softmax(logits, dim=-1)
+        weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+        mixed = torch.matmul(weights, values).to(query.dtype)
     return mixed.transpose(1, 2).contiguous(), weights

@@ -1,7 +1,6 @@
 """Which keys a query may see."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ ROUND = 128
 """FlexAttention gets lengths rounded up to this: its own blocks, and fewer lengths to compile for."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Visible:
     """The keys that each query sees: those of its own document up to itself, but no padding.
 
@@ -37,6 +36,8 @@ class Visible:
     documents: Tensor | None = None
     real: Tensor | None = None
     device: torch.device | None = None
+    _dense: Tensor | None = field(default=None, init=False, repr=False)
+    _block_mask: BlockMask | None = field(default=None, init=False, repr=False)
 
     @property
     def is_causal(self) -> bool:
@@ -75,14 +76,22 @@ class Visible:
             seen = seen & (documents[..., own, None] == documents[..., None, columns])
         return seen if self.real is None else seen & self.real[:, None, None, columns]
 
-    @cached_property
+    @property
     def dense(self) -> Tensor:
         """What all queries see of all keys, `(B or 1, 1, T, S)` bool; made once."""
-        return self.block(slice(0, self.targets), slice(0, self.sources))
+        # Not a cached property: its lock cannot be traced.
+        if self._dense is None:
+            self._dense = self.block(slice(0, self.targets), slice(0, self.sources))
+        return self._dense
 
-    @cached_property
+    @property
     def block_mask(self) -> BlockMask:
         """FlexAttention's form of it, for T and S rounded up to multiples of `ROUND`; made once."""
+        if self._block_mask is None:
+            self._block_mask = self._make_block_mask()
+        return self._block_mask
+
+    def _make_block_mask(self) -> BlockMask:
         targets, sources = (length + -length % ROUND for length in (self.targets, self.sources))
         documents, real = (
             None if given is None else pad(given, (0, self.past + targets + sources - given.shape[1]))

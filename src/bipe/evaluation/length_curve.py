@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -49,7 +49,7 @@ class Windows:
         """The windows as `(B, L)` int64, B at most `size`."""
         for start in range(0, len(self.spans), size):
             spans = self.spans[start : start + size]
-            yield torch.stack([self.documents[index][first:end] for index, first, end in spans])
+            yield torch.stack([self.documents[index][first:end].long() for index, first, end in spans])
 
 
 @dataclass(frozen=True)
@@ -127,27 +127,46 @@ def _cut(stretches: Sequence[tuple[int, int, int]], length: int) -> list[tuple[i
 PROTOCOLS = {"same_targets": _same_targets, "blocks": _blocks}
 
 
+Head = Callable[[Tensor], Tensor]
+"""From hidden states `(n, D)` to logits `(n, V)`."""
+
+
 @torch.inference_mode()
-def _score(model: PreTrainedModel, batch: Tensor, scored: int) -> Tensor:
+def _head_of(model: PreTrainedModel, batch: Tensor) -> Head | None:
+    """The model's output layer, or None where its logits are more than that, such as capped or scaled."""
+    head = cast("nn.Module | None", model.get_output_embeddings())
+    if head is None or isinstance(model, BipeForCausalLM):
+        return head
+    few = batch[:1, :8]
+    hidden = model.base_model(input_ids=few, use_cache=False).last_hidden_state
+    return head if torch.equal(head(hidden), model(input_ids=few, use_cache=False).logits) else None
+
+
+@torch.inference_mode()
+def _score(model: PreTrainedModel, head: Head | None, batch: Tensor, scored: int) -> Tensor:
     """Losses `(B, scored)` float32 of the last tokens of each window; the head runs a slice at a time."""
-    hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, -scored - 1 : -1]
-    rows, targets = hidden.reshape(-1, hidden.shape[-1]), batch[:, -scored:].reshape(-1)
-    head = cast("nn.Module", model.get_output_embeddings())
+    targets = batch[:, -scored:].reshape(-1)
+    if head is None:
+        logits = model(input_ids=batch, use_cache=False).logits[:, -scored - 1 : -1]
+        parts = logits.reshape(len(targets), -1).split(HEAD_ROWS)
+    else:
+        hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, -scored - 1 : -1]
+        parts = map(head, hidden.reshape(len(targets), -1).split(HEAD_ROWS))
     losses = [
-        torch.nn.functional.cross_entropy(head(some).float(), wanted, reduction="none")
-        for some, wanted in zip(rows.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True)
+        torch.nn.functional.cross_entropy(some.float(), wanted, reduction="none")
+        for some, wanted in zip(parts, targets.split(HEAD_ROWS), strict=True)
     ]
     return torch.cat(losses).view(len(batch), scored)
 
 
 def _measure(
-    model: PreTrainedModel, windows: Windows, length: int, token_bytes: Tensor | None
+    model: PreTrainedModel, head: Head | None, windows: Windows, length: int, token_bytes: Tensor | None
 ) -> WindowLosses:
     nll, sizes, segments, tokens, beyond = [], [], 0, 0, 0
-    limit = getattr(model.config, "max_trained_offset", None)
+    limit = model.longest_offset if isinstance(model, BipeForCausalLM) else None
     for batch in windows.batches(max(1, BATCH_TOKENS.get(model.device.type, 4096) // length)):
         batch = batch.to(model.device)
-        nll.append(_score(model, batch, windows.scored).double().sum(dim=1).cpu())
+        nll.append(_score(model, head, batch, windows.scored).double().sum(dim=1).cpu())
         targets = batch[:, -windows.scored :].cpu()
         sizes.append(
             torch.zeros(len(batch), dtype=torch.int64)
@@ -193,7 +212,8 @@ def window_losses(
     """Losses of every window at every length, which `length_curve` condenses.
 
     Args:
-        model: any causal language model of transformers; in eval mode meanwhile.
+        model: any causal language model of transformers; in eval mode meanwhile. Where its logits are more
+            than its output layer, such as capped, those of a whole batch are in memory at once.
         documents: texts, each `(n,)` int64. A window never spans two.
         lengths: context lengths in tokens.
         protocol: `"same_targets"` or `"blocks"`; see `length_curve`.
@@ -211,10 +231,9 @@ def window_losses(
     training = model.training
     model.eval()
     try:
-        return {
-            length: _measure(model, windows, length, token_bytes)
-            for length, windows in cut(documents, lengths, max_windows).items()
-        }
+        windows = cut(documents, lengths, max_windows)
+        head = _head_of(model, next(windows[lengths[0]].batches(1)).to(model.device))
+        return {length: _measure(model, head, windows[length], length, token_bytes) for length in lengths}
     finally:
         model.train(training)
 

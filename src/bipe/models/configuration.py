@@ -14,7 +14,7 @@ from transformers.activations import ACT2FN
 from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.intra import INTRA_ENCODINGS
 from bipe.registry import choose, split_spec
-from bipe.segmentation import TokenSet, build_segmenter
+from bipe.segmentation import RULES, TokenSet, build_segmenter
 
 from .schemes import SCHEMES
 
@@ -177,7 +177,7 @@ class BipeConfig(LlamaConfig):
             tokenizer: sets `vocab_size` and the special token ids, and finds the ids that end segments.
             rule: how the ids that end segments are found; see `TokenSet.from_tokenizer`.
             end_token_ids: these ids, instead of a tokenizer and a rule.
-            max_offset: rows of a learned table, 1,024 if not given.
+            max_offset: rows of a learned table, 1,024 if not given; other encodings have none.
             tokens_per_segment: mean tokens in a segment of the training text, for a scheme with scale
                 `"auto"`.
             fields: any field of `LlamaConfig` or of this class; `segmenter`, `intra` and `inter` replace the
@@ -187,6 +187,7 @@ class BipeConfig(LlamaConfig):
             ValueError: the scheme is unknown, or what it needs is missing.
         """
         chosen = choose("scheme", SCHEMES, scheme)
+        choose("rule", RULES, rule)
         fields = {**_tokenizer_fields(tokenizer), **fields}
         fields.setdefault("segmenter", _segmenter_spec(chosen.segmenter, tokenizer, rule, end_token_ids))
         fields.setdefault("intra", dict(chosen.intra))
@@ -200,7 +201,9 @@ def _tokenizer_fields(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, An
     if tokenizer is None:
         return {}
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name, None) for name in names}}
+    # Not the number of tokens: some vocabularies leave ids out.
+    size = max(tokenizer.get_vocab().values()) + 1
+    return {"vocab_size": size, **{name: getattr(tokenizer, name, None) for name in names}}
 
 
 def _segmenter_spec(

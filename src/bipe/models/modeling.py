@@ -199,7 +199,8 @@ class BipeModel(BipePreTrainedModel):
             positions = bilevel_positions(state.is_end, state.document_ids, state.real)
             if past:
                 attention_mask = state.real
-            document_ids = state.document_ids
+            if past or borders is not None:
+                document_ids = state.document_ids
         else:
             check_shape("positions", positions.token, batch, (past + tokens,))
             if document_ids is None:
@@ -307,6 +308,13 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
     ) -> BilevelPositions:
         """Segment, offset and plain index of each token; see `BipeModel.positions`."""
         return self.model.positions(input_ids, attention_mask, document_ids)
+
+    @property
+    def longest_offset(self) -> int | None:
+        """The longest offset with a vector of its own, which longer ones share; None for no limit."""
+        table = self.model.intra.max_offset
+        limits = [self.config.max_trained_offset, None if table is None else table - 1]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @can_return_tuple
     def forward(

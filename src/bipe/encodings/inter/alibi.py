@@ -30,7 +30,7 @@ class AlibiBias(DecayingBias):
     """`-slope * (query segment - key segment)`, from integer distances in float32."""
 
     def __init__(self, slopes: Tensor, query_segment: Tensor, key_segment: Tensor) -> None:
-        if _rows_agree(query_segment) and _rows_agree(key_segment):
+        if _rows_agree(key_segment):  # the queries are among the keys
             query_segment, key_segment = query_segment[:1], key_segment[:1]
         self.slopes, self.query_index, self.key_index = slopes, query_segment, key_segment
 
@@ -50,8 +50,10 @@ class AlibiBias(DecayingBias):
 
 
 def _rows_agree(segment: Tensor) -> bool:
-    """Whether all rows of the batch have equal positions, as plain tokens without padding have."""
-    return not torch.compiler.is_compiling() and bool((segment == segment[:1]).all())
+    """Whether all rows of the batch have equal positions, where looking at them costs no waiting."""
+    if torch.compiler.is_compiling() or segment.device.type != "cpu":
+        return len(segment) == 1
+    return bool((segment == segment[:1]).all())
 
 
 class Alibi(InterEncoding):
