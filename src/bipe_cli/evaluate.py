@@ -36,7 +36,7 @@ def evaluate(
     options = TaskOptions(data, numbers("--lengths", lengths), protocol, max_windows)
     for score in measure(load_checkpoint(model), options):
         if as_json:
-            typer.echo(json.dumps(score.to_dict()))
+            typer.echo(json.dumps(score.to_dict(), allow_nan=False))
         else:
             interval = f"[{score.low:.3f}, {score.high:.3f}]"
             typer.echo(f"{score.length:>8} {score.metric:<18} {score.value:10.3f}  {interval}")

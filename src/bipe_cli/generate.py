@@ -13,7 +13,7 @@ def generate(
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token; above, tokens are sampled.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Decides what is sampled.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides what is sampled.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print prompt and text as a JSON object.")] = False,
 ) -> None:
     """Continue a text with a trained model."""

@@ -57,7 +57,7 @@ app.command(context_settings=WITH_SETTINGS)(train)
 
 def main() -> None:
     """Run the program on the process's arguments and exit with its status."""
-    warnings.showwarning = _show_warning
+    warnings.formatwarning = lambda message, *_: f"bipe: warning: {' '.join(str(message).split())}\n"
     sys.exit(run(app))
 
 
@@ -107,11 +107,6 @@ def _fail(reason: Exception | str, status: int) -> int:
         raise reason
     _say(str(reason) or type(reason).__name__)
     return status
-
-
-def _show_warning(message: Warning | str, *_: object) -> None:
-    """Print a warning in one line; where in the code it arose helps nobody at a terminal."""
-    _say(f"warning: {message}")
 
 
 def _say(text: str) -> None:

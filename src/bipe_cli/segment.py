@@ -59,7 +59,8 @@ def segment(
         )
     if html:
         rows = segment_rows(documents, loaded, segmenter)
-        html.write_text(segments_html(rows, title=f"Segments, rule {rule}", statistics=described), "utf-8")
+        page = segments_html(rows, title=f"Segments, rule {rule}", statistics=described)
+        html.write_text(page, "utf-8", errors="backslashreplace")  # file names need not be Unicode
     if described and as_json:
         for length, row in described.items():
             typer.echo(json.dumps({"length": length, **row.to_dict()}))

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,8 +10,10 @@ from contextlib import suppress
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import bipe
+from bipe.comparison.corpus import load_corpus
 from bipe.models.checkpoint import load_checkpoint
 from bipe.report import read_records
 from bipe.training.checkpoints import newest_whole, step_of
@@ -185,3 +188,76 @@ def test_ctrl_c_stops_all_workers_and_leaves_resumable_runs(texts, tmp_path):
         (checkpoint,) = (started / folder / "checkpoints").glob("step-*")
         assert newest_whole(started / folder) == checkpoint
         assert read_records(started / folder / "history.jsonl")[-1]["step"] == step_of(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "reason"),
+    [
+        ("comparison.json", "[]", "comparison.json is no JSON object"),
+        ("comparison.json", '{"a": ', "comparison.json is no JSON object"),
+        ("corpus.safetensors", "x", "corpus.safetensors cannot be read"),
+        ("runs/rope-0/losses.safetensors", "x", "losses.safetensors cannot be read"),
+        ("runs/rope-0/model.safetensors", "x", "rope-0 could not be read as a model"),
+        ("runs/rope-0/training.json", "{}", "training.json is not the record of a run"),
+        ("runs/rope-0/history.jsonl", "", "history.jsonl is missing or empty"),
+        ("runs/rope-0/history.jsonl", "{\n", "history.jsonl is damaged"),
+    ],
+)
+def test_a_damaged_comparison_is_told_in_one_line(finished, texts, tmp_path, capsys, path, content, reason):
+    out, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    shutil.copytree(finished[0], out)
+    (out / path).write_text(content)
+    recipe.write_text(settings(texts).model_dump_json())
+    load_corpus.cache_clear()
+    assert run(app, ["compare", "--recipe", str(recipe), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert reason in error and error.count("\n") == 1
+
+
+@few_windows
+def test_losses_that_are_no_numbers_are_a_failure(trained, texts, tmp_path, capsys):
+    for path in trained.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"][0] = torch.nan
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    command = ["evaluate", "length-curve", "--model", str(tmp_path), "--data", str(texts / "test.txt")]
+    assert run(app, [*command, "--lengths", "16", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and "losses are not finite numbers at 16 tokens" in printed.err
+
+
+@few_windows
+def test_an_immense_perplexity_is_still_a_number(trained, texts, tmp_path, capsys):
+    for path in trained.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] *= 1e6
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    command = ["evaluate", "length-curve", "--model", str(tmp_path), "--data", str(texts / "test.txt")]
+    assert run(app, [*command, "--lengths", "16", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert 1e100 < rows[0]["value"] < math.inf
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["segment", ""], "empty name"),
+        (["compare", "--schemes", "", "--out", "OUT"], "Unknown scheme ''"),
+        (["compare", "--lengths", "", "--out", "OUT"], "--lengths takes whole numbers"),
+        (
+            ["generate", "--model", "MODEL", "--prompt", "a", "--temperature", "nan"],
+            "finite number, at least 0; got nan",
+        ),
+        (["generate", "--model", "MODEL", "--prompt", "a", "--seed", "-1"], "--seed"),
+        (["generate", "--model", "MODEL", "--prompt", "\udcff"], "surrogates not allowed"),
+    ],
+)
+def test_nothing_is_taken_for_something(trained, tmp_path, capsys, arguments, reason):
+    places = {"MODEL": str(trained), "OUT": str(tmp_path / "out")}
+    assert run(app, [places.get(argument, argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert reason in error and error.count("\n") == 1

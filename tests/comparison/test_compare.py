@@ -217,7 +217,7 @@ def test_a_rate_that_diverges_is_out_of_the_race(texts, tmp_path, monkeypatch):
 
     def diverge(config, blocks, validation, training, folder, **options):
         if training.learning_rate >= 1e-2:
-            raise RuntimeError("Training diverged")
+            raise runs.TrainingDiverged("Training diverged")
         return real(config, blocks, validation, training, folder, **options)
 
     monkeypatch.setattr(runs, "train_model", diverge)
@@ -241,3 +241,41 @@ def test_a_warm_up_longer_than_the_run_is_shortened():
     assert (chosen.training.steps, chosen.training.warmup_steps) == (3, 20)
     job = runs.Job(Path("out"), "runs/rope-0", "rope", 0, 1e-3, 3, measure=True)
     assert runs.recipe_of(chosen, job).training.warmup_steps == 0
+
+
+def test_a_trial_that_fails_has_not_diverged(texts, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(runs, "train_model", fail)
+    with pytest.raises(RuntimeError, match="no space left"):
+        compare(settings(texts), tmp_path / "run", say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data": {"train": ["TRAIN"], "vocab_size": 300, "train_length": 4000}},
+            "training text has .* of 4000",
+        ),
+        (
+            {"data": {"train": ["TRAIN"], "vocab_size": 300, "train_length": 400}},
+            "validation text has .* of 400",
+        ),
+        ({"model": {**SMALL["model"], "inter": {"type": "alibi", "scale": "x"}}}, "scale must be a finite"),
+        ({"evaluation": {"lengths": [16, 99999]}}, "99999 tokens, does not fit"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_the_folder_to_the_mended_command(texts, tmp_path, changes, message):
+    if "data" in changes:
+        changes["data"]["train"] = [str(texts / "train")]
+    with pytest.raises(ValueError, match=message):
+        compare(settings(texts, **changes), tmp_path / "run", say=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_protocol_is_measured_once(texts, tmp_path):
+    twice = {**SMALL["evaluation"], "protocols": ["blocks", "blocks"]}
+    with pytest.raises(ValueError, match="protocol is measured once; got blocks, blocks"):
+        compare(settings(texts, evaluation=twice), tmp_path / "run")

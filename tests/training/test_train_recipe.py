@@ -139,3 +139,15 @@ def test_files_of_somebody_else_are_left_alone(tmp_path):
     with pytest.raises(ValueError, match=r"holds a checkpoints but no training\.json"):
         train_recipe(recipe, run)
     assert (run / "checkpoints" / "mine.pt").read_text() == "precious"
+
+
+def test_rows_of_a_table_that_the_recipe_gives_count(make_recipe, tmp_path):
+    model = {
+        **make_recipe().model.model_dump(exclude_none=True),
+        "intra": {"type": "learned", "max_offset": 77},
+    }
+    trained = train_recipe(make_recipe(model=model), tmp_path / "run", on_progress=ignore)
+    assert trained.model.config.intra == {"type": "learned", "max_offset": 77}
+    model["intra"]["max_offset"] = -2
+    with pytest.raises(ValueError, match="max_offset, its number of rows"):
+        train_recipe(make_recipe(model=model), tmp_path / "other", on_progress=ignore)

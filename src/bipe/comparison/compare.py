@@ -14,8 +14,8 @@ from bipe.report import append_record, read_records, write_report
 from bipe.segmentation import TokenSet
 from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
 from bipe.training.environment import describe_environment
-from bipe.training.run_folder import first_difference
-from bipe.training.train import check_recipe
+from bipe.training.run_folder import first_difference, read_json
+from bipe.training.train import check_recipe, configure
 
 from .corpus import FILE, Corpus, load_corpus, make_corpus
 from .runs import MARKER, Job, RunAll, recipe_of, workers
@@ -59,7 +59,6 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
         make_corpus(settings, out)
         corpus = load_corpus(out)
         _check_text(settings, corpus)
-        TokenSet.from_tokenizer(corpus.tokenizer, rule=settings.rule)
     except ValueError:
         _release(out)
         raise
@@ -93,7 +92,7 @@ def _claim(settings: Comparison, out: Path) -> None:
     here = settings.model_dump(mode="json", exclude={"seeds"})
     marker = out / MARKER
     if marker.exists():
-        if difference := first_difference(json.loads(marker.read_text(encoding="utf-8")), here):
+        if difference := first_difference(read_json(marker), here):
             raise ValueError(
                 f"{out} holds another comparison: {difference}. Choose another folder with --out."
             )
@@ -121,6 +120,8 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
     """Refuse text that fills no block, or no window of the longest length, before anything is trained."""
     corpus.blocks(settings.data.train_length)
     corpus.validation_blocks(settings.data.train_length, settings.evaluation.validation_blocks)
+    for job in _jobs(settings, Path()):
+        configure(recipe_of(settings, job), corpus.tokenizer, corpus.train)
     longest = max(len(document) for document in corpus.test)
     if settings.lengths[-1] > longest:
         raise ValueError(
@@ -148,7 +149,10 @@ def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> d
             say(f"{place}: validation perplexity {perplexity:.1f}")
     for scheme, by_rate in found.items():
         if not by_rate:
-            raise RuntimeError(f"{scheme} diverged at every learning rate tried; try lower ones.")
+            raise RuntimeError(
+                f"{scheme} diverged at every learning rate tried: give lower --learning_rates and another "
+                "--out."
+            )
     (out / "sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     return {scheme: min(by_rate, key=lambda rate: by_rate[rate]) for scheme, by_rate in found.items()}
 

@@ -1,13 +1,11 @@
 """The text of a comparison as tokens, made once and kept in its folder."""
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Subset
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +21,7 @@ from bipe.data import (
     token_bytes,
     train_tokenizer,
 )
+from bipe.storage import read_tensors, write_tensors
 
 from .settings import Comparison
 
@@ -94,16 +93,14 @@ def make_corpus(settings: Comparison, out: Path) -> None:
     }.items():
         tensors[name] = torch.cat(documents).int()
         tensors[f"{name}_lengths"] = torch.tensor([len(document) for document in documents])
-    # Renamed into place, so that a broken-off call leaves no half of it.
-    save_file(tensors, str(out / "corpus.draft"))
-    os.replace(out / "corpus.draft", out / FILE)
+    write_tensors(out / FILE, tensors)
     load_corpus.cache_clear()
 
 
 @lru_cache(maxsize=1)
 def load_corpus(out: Path) -> Corpus:
     """Read what `make_corpus` left in the folder."""
-    tensors = load_file(str(out / FILE))
+    tensors = read_tensors(out / FILE)
     parts = {
         name: list(tensors[name].long().split(tensors[f"{name}_lengths"].tolist()))
         for name in ("train", "validation", "test")

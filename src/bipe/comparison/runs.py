@@ -1,6 +1,7 @@
 """One run of a comparison: train, then measure."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from bipe.evaluation.length_curve import save_curves, window_losses
 from bipe.training.recipe import Recipe, TrainingSettings
 from bipe.training.train import configure, train_model
+from bipe.training.trainer import TrainingDiverged
 
 from .corpus import load_corpus
 from .settings import Comparison
@@ -54,8 +56,14 @@ def workers(count: int) -> Iterator[RunAll]:
         yield lambda jobs: ((job, run(job)) for job in jobs)
         return
     threads = max(1, (os.cpu_count() or 1) // count)
-    with ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), _prepare, (threads,)) as pool:
         yield lambda jobs: _run_in(pool, count, jobs)
+
+
+def _prepare(threads: int) -> None:
+    """Set up a worker: its share of the cores, and warnings in one line, as the command line prints them."""
+    torch.set_num_threads(threads)
+    warnings.formatwarning = lambda message, *_: f"bipe: warning: {message}\n"
 
 
 def _run_in(pool: ProcessPoolExecutor, count: int, jobs: Sequence[Job]) -> Iterator[tuple[Job, int]]:
@@ -79,7 +87,7 @@ def run(job: Job) -> int:
     """
     try:
         return _train_and_measure(job)
-    except RuntimeError:
+    except TrainingDiverged:
         if job.measure:
             raise
         return 0
@@ -112,8 +120,7 @@ def _train_and_measure(job: Job) -> int:
             )
             for protocol in settings.evaluation.protocols
         }
-        save_curves(losses.with_suffix(".draft"), curves)
-        os.replace(losses.with_suffix(".draft"), losses)
+        save_curves(losses, curves)
     return trained.model.num_parameters()
 
 

@@ -86,7 +86,7 @@ class Comparison(Settings):
         """Check the names.
 
         Raises:
-            ValueError: a scheme, rule or protocol is unknown, the message lists the choices, or a scheme is
+            ValueError: a scheme, rule or protocol is unknown, the message lists the choices, or something is
                 named twice.
         """
         for scheme in self.schemes:
@@ -94,6 +94,8 @@ class Comparison(Settings):
         choose("rule", RULES, self.rule)
         for protocol in self.evaluation.protocols:
             choose("protocol", PROTOCOLS, protocol)
+        if len(set(self.evaluation.protocols)) < len(self.evaluation.protocols):
+            raise ValueError(f"Each protocol is measured once; got {', '.join(self.evaluation.protocols)}.")
         if len(set(self.learning_rates)) < len(self.learning_rates):
             raise ValueError(f"Each learning rate is tried once; got {self.learning_rates}.")
         if len(set(self.schemes)) < len(self.schemes):

@@ -38,6 +38,10 @@ def _read_files(files: Sequence[tuple[str, Path]], seen: set[Path]) -> Iterator[
 
 def _find_files(source: str) -> list[tuple[str, Path]]:
     """List the files that a file name, a folder or a glob stands for, each with its document's name."""
+    if not source:
+        raise ValueError(
+            "A source of text is an empty name. Name a file, a folder, a glob, 'hf:NAME' or 'stdlib'."
+        )
     path = Path(source)
     if path.is_file():
         return [(path.name, path)]

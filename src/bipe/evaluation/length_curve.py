@@ -9,12 +9,12 @@ from typing import cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bipe.models import BipeForCausalLM
 from bipe.registry import choose
+from bipe.storage import read_tensors, write_tensors
 
 from .base import Run, Score
 from .intervals import interval, mean_loss_difference
@@ -178,8 +178,10 @@ def _measure(
             tokens += batch.numel()
             segments += int((positions.offset == 0).sum())
             beyond += 0 if limit is None else int((positions.offset > limit).sum())
+    if not torch.isfinite(found := torch.cat(nll)).all():
+        raise RuntimeError(f"The model's losses are not finite numbers at {length} tokens of context.")
     return WindowLosses(
-        nll=torch.cat(nll).numpy(),
+        nll=found.numpy(),
         tokens=np.full(len(windows.spans), windows.scored, dtype=np.int64),
         bytes=torch.cat(sizes).numpy(),
         tokens_per_segment=tokens / segments if segments else math.nan,
@@ -223,6 +225,7 @@ def window_losses(
 
     Raises:
         ValueError: an unknown protocol, or a length that does not fit in any document.
+        RuntimeError: a loss is not a finite number.
     """
     cut = choose("protocol", PROTOCOLS, protocol)
     if max_windows is not None and max_windows < 1:
@@ -259,6 +262,11 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def _perplexity(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    # exp(700) is about the largest number there is.
+    return np.exp(np.minimum(nll / tokens, 700.0))
+
+
 def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score]:
     """The rows of one curve: perplexity and bits per byte at each length, and the effective context."""
     rows = []
@@ -286,7 +294,7 @@ def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score
         )
 
     for length, losses in curve.items():
-        row(length, "perplexity", interval(lambda nll, count: np.exp(nll / count), losses.nll, losses.tokens))
+        row(length, "perplexity", interval(_perplexity, losses.nll, losses.tokens))
         if losses.bytes.sum():
             row(
                 length,
@@ -395,12 +403,12 @@ def save_curves(path: str | Path, curves: Mapping[str, Curve]) -> None:
             tensors[f"{name}/segments"] = torch.tensor(
                 [losses.tokens_per_segment, losses.offsets_beyond_trained], dtype=torch.float64
             )
-    save_file(tensors, str(path))
+    write_tensors(path, tensors)
 
 
 def load_curves(path: str | Path) -> dict[str, Curve]:
     """Read what `save_curves` wrote."""
-    tensors = load_file(str(path))
+    tensors = read_tensors(path)
     curves: dict[str, Curve] = {}
     for key in sorted(tensors):
         protocol, length, part = key.split("/")

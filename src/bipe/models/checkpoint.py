@@ -1,5 +1,6 @@
 """A trained model with its tokenizer, read from a folder."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from bipe.data.tokens import load_tokenizer, opening_ids
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing a bar for every file that it reads or writes."""
-    shown = logging.is_progress_bar_enabled()
+    """Keep transformers from drawing bars, and from warning of what is meant here or said more plainly."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -41,7 +44,6 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
 
 
-@quiet_transformers()
 def load_checkpoint(directory: str | Path) -> Checkpoint:
     """Read a model and its tokenizer from a folder that `bipe train` or `save_pretrained` wrote.
 
@@ -52,6 +54,17 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
         ValueError: a file is missing or broken, or the weights are not those of the configuration.
     """
     directory = Path(directory)
+    model = load_model(directory)
+    return Checkpoint(directory, model, load_tokenizer(str(directory)))
+
+
+@quiet_transformers()
+def load_model(directory: Path) -> PreTrainedModel:
+    """Read a model, in eval mode and on a GPU where there is one.
+
+    Raises:
+        ValueError: a file is missing or broken, or the weights are not those of the configuration.
+    """
     if not (directory / "config.json").is_file():
         raise ValueError(f"{directory} is no folder of a model: it has no config.json.")
     try:
@@ -66,17 +79,18 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{directory} could not be read as a model: {reason}") from error
-    for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[name]:
-            first = sorted(map(str, report[name]))[0]
+    for kind in ("missing", "unexpected", "mismatched"):
+        # A mismatch is told with both shapes.
+        names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{kind}_keys"])
+        if names:
             raise ValueError(
-                f"The weights in {directory} are not those of its config.json: {name.split('_')[0]} {first}."
+                f"The weights in {directory} are not those of its config.json: {kind} {names[0]}."
             )
-    tokenizer = load_tokenizer(str(directory))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Checkpoint(directory, cast("Any", model).to(device).eval(), tokenizer)
+    return cast("Any", model).to(device).eval()
 
 
+@quiet_transformers()
 def complete(
     checkpoint: Checkpoint, prompt: str, *, max_new_tokens: int = 100, temperature: float = 0.0
 ) -> str:
@@ -94,8 +108,9 @@ def complete(
     """
     if max_new_tokens < 1:
         raise ValueError(f"The number of new tokens must be at least 1; got {max_new_tokens}.")
-    if temperature < 0:
-        raise ValueError(f"The temperature must be at least 0; got {temperature}.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"The temperature must be a finite number, at least 0; got {temperature}.")
+    prompt.encode()  # a UnicodeError, where the bytes on the command line were no text
     # The prompt starts as a training document does; an eos or sep that the tokenizer would append ends it.
     prompt_ids = opening_ids(checkpoint.tokenizer)
     prompt_ids += checkpoint.tokenizer(prompt, add_special_tokens=False)["input_ids"]

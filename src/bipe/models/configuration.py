@@ -177,7 +177,8 @@ class BipeConfig(LlamaConfig):
             tokenizer: sets `vocab_size` and the special token ids, and finds the ids that end segments.
             rule: how the ids that end segments are found; see `TokenSet.from_tokenizer`.
             end_token_ids: these ids, instead of a tokenizer and a rule.
-            max_offset: rows of a learned table, 1,024 if not given; other encodings have none.
+            max_offset: rows of a learned table where `intra` does not say; 1,024 if neither does. Other
+                encodings have none.
             tokens_per_segment: mean tokens in a segment of the training text, for a scheme with scale
                 `"auto"`.
             fields: any field of `LlamaConfig` or of this class; `segmenter`, `intra` and `inter` replace the
@@ -193,7 +194,7 @@ class BipeConfig(LlamaConfig):
         fields.setdefault("intra", dict(chosen.intra))
         fields.setdefault("inter", _measured(chosen.inter, tokens_per_segment))
         if max_offset is not None and fields["intra"].get("type") == "learned":
-            fields["intra"] = {**fields["intra"], "max_offset": max_offset}
+            fields["intra"] = {"max_offset": max_offset, **fields["intra"]}
         return cls(scheme=scheme, **fields)
 
 

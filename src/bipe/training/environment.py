@@ -26,8 +26,15 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "commit": _commit(Path(__file__)),
-        "command": shlex.join(sys.argv),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    """The command line as it can be given again, also where `python -m bipe_cli` stood for `bipe`."""
+    program = Path(sys.argv[0])
+    name = "bipe" if program.parent.name == "bipe_cli" or program.name == "bipe" else sys.argv[0]
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def _commit(source: Path) -> str | None:

@@ -101,7 +101,10 @@ def read_history(run: Path) -> list[Row]:
     path = run / FILE
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     # Only what precedes a line break was written whole.
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError:
+        raise ValueError(f"{path} is damaged. Delete the run's folder, or choose another.") from None
 
 
 def keep_history_until(run: Path, step: int) -> None:

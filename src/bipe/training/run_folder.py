@@ -98,12 +98,25 @@ def read_marker(run: Path) -> dict[str, Any] | None:
     path = run / MARKER
     if not path.exists():
         return None
+    marker = read_json(path)
+    if not (isinstance(marker.get("identity"), dict) and {"finished", "steps_done"} <= marker.keys()):
+        raise ValueError(f"{path} is not the record of a run. Delete the folder or choose another.")
+    return marker
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: the file holds something else; the message names it.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise ValueError(
-            f"{path} is no JSON, so the run cannot be told. Delete the folder or choose another."
-        ) from None
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no JSON object. Delete the folder or choose another.")
+    return found
 
 
 def write_marker(run: Path, identity: Identity, *, steps_done: int, finished: bool) -> None:

@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from bipe.data.documents import load_documents
 from bipe.data.packing import hold_out_tails, pack
 from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
-from bipe.models.checkpoint import quiet_transformers
+from bipe.models.checkpoint import load_model, quiet_transformers
 from bipe.models.configuration import BipeConfig
 from bipe.models.initialization import initialize_by_name
 from bipe.models.modeling import BipeForCausalLM
@@ -28,6 +28,7 @@ from bipe.segmentation.statistics import mean_tokens_per_segment
 
 from . import checkpoints
 from .environment import describe_environment
+from .history import FILE as HISTORY
 from .history import HistoryRecorder, Progress, Row, keep_history_until, read_history
 from .interruption import Interruption
 from .order import Blocks, SeededOrder, batches
@@ -176,12 +177,16 @@ def train_recipe(
     )
 
 
-@quiet_transformers()
 def load_run(run: Path) -> TrainedModel:
-    """The model and the history of a finished run."""
-    model = BipeForCausalLM.from_pretrained(run)
-    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
-    return TrainedModel(model, read_history(run), run)
+    """The model and the history of a finished run.
+
+    Raises:
+        ValueError: a file of the run is missing or damaged.
+    """
+    history = read_history(run)
+    if not history:
+        raise ValueError(f"{run / HISTORY} is missing or empty, though the run is finished. Train it anew.")
+    return TrainedModel(cast(BipeForCausalLM, load_model(run)), history, run)
 
 
 def configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: Sequence[Tensor]) -> BipeConfig:

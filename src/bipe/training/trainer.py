@@ -20,6 +20,10 @@ from .order import Blocks, SeededOrder, batches
 from .recipe import TrainingSettings
 
 
+class TrainingDiverged(RuntimeError):
+    """The loss or its gradient stopped being finite."""
+
+
 def training_arguments(
     settings: TrainingSettings, run: Path, seed: int, validates: bool
 ) -> TrainingArguments:
@@ -134,7 +138,7 @@ class BlockTrainer(Trainer):
     def _stop_if_diverged(self) -> None:
         if (step := int(self._bad_step)) >= 0:
             kept = checkpoints.newest_whole(self.run)
-            raise RuntimeError(
+            raise TrainingDiverged(
                 f"Training diverged: the loss or its gradient is not finite at step {step}, learning rate "
                 f"{self._get_learning_rate():.3g}. Lower the learning rate or lengthen the warm-up; "
                 + (
