@@ -40,10 +40,10 @@ class Block:
         return tensor[:, self.heads, self.columns]
 
 
-def all_blocks(visible: Visible, heads: int) -> list[Block]:
-    """Blocks that leave out nothing but keys after the last of their queries."""
-    rows = [slice(start, min(start + ROWS, visible.targets)) for start in range(0, visible.targets, ROWS)]
-    return [Block(part, slice(0, heads), slice(0, visible.columns_of(part).stop)) for part in rows]
+def all_blocks(visible: Visible, heads: int, rows: int = ROWS) -> list[Block]:
+    """Blocks of so many queries that leave out nothing but keys after the last of them."""
+    parts = [slice(start, min(start + rows, visible.targets)) for start in range(0, visible.targets, rows)]
+    return [Block(part, slice(0, heads), slice(0, visible.columns_of(part).stop)) for part in parts]
 
 
 def attend_in_blocks(
@@ -107,13 +107,13 @@ class _Work:
 
     def attend(self, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of one block, given its parts of the tensors."""
-        block = self.blocks[index]
+        mask = self.mask(self.blocks[index])
         with _seeded(self.seed + index, query.device, wanted=self.dropout > 0):
             return scaled_dot_product_attention(
                 query,
                 key,
                 value,
-                attn_mask=self.mask(block),
+                attn_mask=mask.to(query.dtype) if query.dtype == torch.float64 else mask,
                 dropout_p=self.dropout,
                 scale=self.scaling,
             )

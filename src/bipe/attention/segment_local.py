@@ -84,7 +84,7 @@ def segment_local_attention(
 
 @torch.no_grad()
 def local_blocks(
-    query: Tensor, key: Tensor, bias: DecayingBias, visible: Visible, scaling: float
+    query: Tensor, key: Tensor, bias: DecayingBias, visible: Visible, scaling: float, rows: int = ROWS
 ) -> list[Block]:
     """The blocks of work, each with the keys that its queries can reach.
 
@@ -94,20 +94,20 @@ def local_blocks(
         bias: which keys are near.
         visible: which keys may be seen.
         scaling: factor of the logits.
+        rows: queries in a block.
 
     Raises:
         ValueError: the index of the keys falls inside a document.
     """
-    blocks = all_blocks(visible, query.shape[1])
-    if visible.sources <= ROWS or visible.targets == 1:  # nothing to win
+    blocks = all_blocks(visible, query.shape[1], rows)
+    if visible.sources <= rows or visible.targets == 1:  # nothing to win
         return blocks
     places = _places(bias, visible)
-    first_row = places[:, visible.columns_of(slice(0, visible.targets))][:, ::ROWS]
-    reach = bias.reach(_nats(query, key, visible, scaling).transpose(1, 2)).clamp(max=FAR)
+    first_row = places[:, visible.columns_of(slice(0, visible.targets))][:, ::rows]
+    reach = bias.reach(_nats(query, key, visible, scaling, rows).transpose(1, 2)).clamp(max=FAR)
     nearest_left_out = first_row[..., None] - reach.double()  # (B, blocks, H)
-    rows = len(nearest_left_out)
     first_key = torch.searchsorted(
-        places.double().expand(rows, -1).contiguous(), nearest_left_out.flatten(1).contiguous()
+        places.double().expand(len(nearest_left_out), -1).contiguous(), nearest_left_out.flatten(1)
     ).view_as(nearest_left_out)
     starts = first_key.amin(dim=0).tolist()
     return [
@@ -140,18 +140,18 @@ def _places(bias: DecayingBias, visible: Visible) -> Tensor:
     return nn.functional.pad(steps.cumsum(dim=-1), (1, 0))
 
 
-def _nats(query: Tensor, key: Tensor, visible: Visible, scaling: float) -> Tensor:
+def _nats(query: Tensor, key: Tensor, visible: Visible, scaling: float, rows: int) -> Tensor:
     """How far the bias must have fallen for a key to be left out, `(B, H, blocks)` float32."""
     own = visible.columns_of(slice(0, visible.targets))
     key = key[:, :, : own.stop]
-    norms = torch.linalg.vector_norm(key, dim=-1, dtype=torch.float32).cummax(dim=-1).values[..., own]
-    highest = torch.linalg.vector_norm(query, dim=-1, dtype=torch.float32) * norms * abs(scaling)
+    norms = torch.linalg.vector_norm(key.float(), dim=-1).cummax(dim=-1).values[..., own]
+    highest = torch.linalg.vector_norm(query.float(), dim=-1) * norms * abs(scaling)
     itself = (query.float() * key[:, :, own].float()).sum(dim=-1) * scaling
     gap = highest * (1 + 2 * ROUNDING) - itself
     if visible.real is not None:
         gap = gap.masked_fill(~visible.real[:, None, own], 0)
-    missing = -visible.targets % ROWS
-    gap = nn.functional.pad(gap, (0, missing)).unflatten(-1, (-1, ROWS)).amax(dim=-1)
+    missing = -visible.targets % rows
+    gap = nn.functional.pad(gap, (0, missing)).unflatten(-1, (-1, rows)).amax(dim=-1)
     return gap + WEIGHT_LEFT_OUT + math.log(own.stop) + ROUNDING
 
 
