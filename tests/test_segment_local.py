@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bipe import bilevel_positions
 from bipe.attention import ATTENTIONS, Visible
-from bipe.attention.blocks import Block, attend_in_blocks
+from bipe.attention.blocks import Block, _for_kernel, attend_in_blocks
 from bipe.attention.segment_local import local_blocks
 from bipe.encodings.inter import Relation
 from bipe.encodings.inter.alibi import AlibiBias
@@ -248,3 +248,21 @@ def test_float32_is_near_float64() -> None:
         exact = logits.softmax(-1) @ value[0, head].double()
         largest = max(largest, float((mixed[0, :, head] - exact).abs().max()))
     assert largest <= 3e-6
+
+
+def test_a_second_derivative_is_refused() -> None:
+    case = make_case([4] * 20, [1.5])
+    query = case.query.clone().requires_grad_()
+    blocks = case.blocks(16)
+    mixed = attend_in_blocks(query, case.key, case.value, case.bias, case.visible, blocks, scaling=1.0)
+    (gradient,) = torch.autograd.grad((mixed**2).sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_a_mask_cast_to_half_precision_has_no_infinity() -> None:
+    """As for kernels of a GPU."""
+    mask = torch.tensor([0.0, -12.375, torch.finfo(torch.float32).min])
+    for dtype in (torch.float16, torch.bfloat16):
+        cast = _for_kernel(mask, torch.empty(1, dtype=dtype, device="meta"))
+        assert cast.dtype == dtype and cast.isfinite().all()

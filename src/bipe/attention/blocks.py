@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from bipe.encodings.inter.base import Bias
@@ -65,7 +66,7 @@ def attend_in_blocks(
         query: `(B, H, T, K)`.
         key: `(B, H, S, K)`.
         value: `(B, H, S, K)`.
-        bias: added to the logits, in float32 whatever the dtype of the others.
+        bias: added to the logits; made in float32 whatever the dtype of the others, and kept so on a CPU.
         visible: which keys may be seen; a query that sees none gets the mean of its slice's values.
         blocks: each query and head in exactly one of them.
         scaling: factor of the logits.
@@ -93,7 +94,17 @@ def attend_dense(
     """As `attend_in_blocks` with everything in one block: for tracing, which could not follow the blocks."""
     whole = bias.block(slice(0, visible.targets), slice(0, visible.sources))
     mask = whole.masked_fill(~visible.dense, torch.finfo(whole.dtype).min)
+    mask = _for_kernel(mask, query)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+
+
+def _for_kernel(mask: Tensor, query: Tensor) -> Tensor:
+    """The mask in a dtype that the kernel takes: on a CPU also float32 beside half precision."""
+    if mask.dtype == query.dtype or (query.device.type == "cpu" and query.dtype.itemsize == 2):
+        return mask
+    # Half precision would make the lowest float32 minus infinity, and a row of those NaN.
+    lowest = max(torch.finfo(query.dtype).min, torch.finfo(mask.dtype).min)
+    return mask.clamp(min=lowest).to(query.dtype)
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ class _Work:
                 query,
                 key,
                 value,
-                attn_mask=mask.to(query.dtype) if query.dtype == torch.float64 else mask,
+                attn_mask=_for_kernel(mask, query),
                 dropout_p=self.dropout,
                 scale=self.scaling,
             )
@@ -151,7 +162,10 @@ class _Attend(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the names
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         query, key, value, *biases = ctx.saved_tensors
         of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         of_biases = [torch.zeros_like(bias) for bias in biases]
