@@ -279,3 +279,23 @@ def test_each_protocol_is_measured_once(texts, tmp_path):
     twice = {**SMALL["evaluation"], "protocols": ["blocks", "blocks"]}
     with pytest.raises(ValueError, match="protocol is measured once; got blocks, blocks"):
         compare(settings(texts, evaluation=twice), tmp_path / "run")
+
+
+def test_a_trial_is_the_beginning_of_its_run(texts, tmp_path):
+    chosen = settings(texts, training={**SMALL["training"], "steps": 40, "warmup_steps": 20})
+    trial, whole = (
+        runs.recipe_of(chosen, runs.Job(tmp_path, "x", "rope", 0, 1e-3, steps, measure=measure)).training
+        for steps, measure in ((2, False), (40, True))
+    )
+    assert (trial.steps, trial.warmup_steps, trial.schedule_steps) == (2, 8, 40)
+    assert (whole.steps, whole.warmup_steps, whole.schedule_steps) == (40, 8, None)
+
+
+def test_the_rates_of_a_trial_are_the_first_of_its_run(finished):
+    out, _ = finished
+    chosen = json.loads((out / "settings.json").read_text())["learning_rates"]["rope"]
+    trial, whole = (
+        [row["learning_rate"] for row in read_records(out / folder / "history.jsonl") if "loss" in row]
+        for folder in (f"sweep/rope-{chosen!r}", "runs/rope-0")
+    )
+    assert len(trial) == 2 and trial == whole[:2]

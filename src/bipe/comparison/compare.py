@@ -134,8 +134,9 @@ def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> d
     """The learning rate of each scheme with the lowest validation perplexity."""
     if len(settings.learning_rates) == 1:
         return dict.fromkeys(settings.schemes, settings.learning_rates[0])
+    steps = min(settings.sweep_steps, settings.training.steps)
     jobs = [
-        Job(out, f"sweep/{scheme}-{rate!r}", scheme, 0, rate, settings.sweep_steps, measure=False)
+        Job(out, f"sweep/{scheme}-{rate!r}", scheme, 0, rate, steps, measure=False)
         for scheme, rate in product(settings.schemes, settings.learning_rates)
     ]
     found: dict[str, dict[float, float]] = {scheme: {} for scheme in settings.schemes}
@@ -226,7 +227,7 @@ def _describe(settings: Comparison, corpus: Corpus, rates: dict[str, float], out
         "batch_size": settings.training.batch_size,
         "protocols": settings.evaluation.protocols,
         "learning_rates": rates,
-        "sweep_steps": settings.sweep_steps,
+        "sweep_steps": min(settings.sweep_steps, settings.training.steps),
         "sweep": [
             {"scheme": scheme, "learning_rate": float(rate), "validation_perplexity": perplexity}
             for scheme, by_rate in tried.items()

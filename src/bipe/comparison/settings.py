@@ -38,7 +38,7 @@ class ComparisonTraining(TrainingSettings):
     steps: int = Field(default=500, ge=1, le=10**9)
     """Optimizer steps."""
     warmup_steps: int = Field(default=20, ge=0)
-    """Steps over which the learning rate rises from zero; a trial warms up for a fifth of it at most."""
+    """Steps over which the learning rate rises from zero; a fifth of the run at most."""
     evaluate_every: int | None = Field(default=50, ge=1)
     """Steps between validations; null for the end only."""
 
@@ -73,7 +73,7 @@ class Comparison(Settings):
     learning_rates: list[Annotated[float, Field(gt=0, le=10)]] = Field(default=[2e-3, 6e-3], min_length=1)
     """Rates that are tried with each scheme; with one there is nothing to try."""
     sweep_steps: int = Field(default=60, ge=1)
-    """Steps of each trial, on seed 0 with a schedule of its own."""
+    """Steps of each trial, the first of the run that it stands for, on seed 0."""
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
 
     @property
