@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import bipe
 from bipe.comparison import Comparison, compare, runs
+from bipe.comparison.compare import _best_rate
 from bipe.evaluation.length_curve import load_curves
 from bipe.report import read_records
 from bipe.training import read_settings
@@ -54,7 +55,14 @@ def test_each_scheme_gets_the_rate_with_the_lowest_validation_perplexity(finishe
         for rate in (0.001, 0.01):
             history = read_records(out / "sweep" / f"{scheme}-{rate:g}" / "history.jsonl")
             last[rate] = history[-1]["validation_perplexity"]
-        assert chosen[scheme] == min(last, key=last.get)
+        assert chosen[scheme] == (0.001 if last[0.001] <= 1.02 * last[0.01] else 0.01)
+
+
+def test_a_tie_of_rates_goes_to_the_lower():
+    pick = _best_rate
+    assert pick({0.002: 201.5, 0.006: 198.7}) == 0.002
+    assert pick({0.006: 198.7, 0.002: 203.5}) == 0.006
+    assert pick({0.001: 250.0, 0.002: 199.0, 0.006: 198.7, 0.01: 197.0}) == 0.002
 
 
 def test_auto_is_the_measured_tokens_per_segment(finished):

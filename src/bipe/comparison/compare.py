@@ -23,14 +23,17 @@ from .settings import Comparison
 
 Say = Callable[[str], None]
 
+TIE = 0.02
+"""Trials whose perplexities differ by less than this share say nothing of the whole runs."""
+
 
 def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: Say = print) -> Path:
     """Train and measure every scheme with every seed, and write the report.
 
     A folder that an earlier call with the same settings left unfinished is continued. The learning rate of
-    each scheme is the one with the lowest perplexity on the validation text, among the same few; every run
-    of the comparison sees the same blocks in the same order and starts from the same values in the
-    parameters that it shares with the others.
+    each scheme is the one with the lowest perplexity on the validation text, among the same few, or a lower
+    one within 2 % of it; every run of the comparison sees the same blocks in the same order and starts from
+    the same values in the parameters that it shares with the others.
 
     Args:
         settings: what to compare.
@@ -131,7 +134,7 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
 
 
 def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> dict[str, float]:
-    """The learning rate of each scheme with the lowest validation perplexity."""
+    """The learning rate of each scheme: the lowest of those with about the lowest validation perplexity."""
     if len(settings.learning_rates) == 1:
         return dict.fromkeys(settings.schemes, settings.learning_rates[0])
     steps = min(settings.sweep_steps, settings.training.steps)
@@ -155,7 +158,13 @@ def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> d
                 "--out."
             )
     (out / "sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return {scheme: min(by_rate, key=lambda rate: by_rate[rate]) for scheme, by_rate in found.items()}
+    return {scheme: _best_rate(by_rate) for scheme, by_rate in found.items()}
+
+
+def _best_rate(by_rate: dict[float, float]) -> float:
+    """The lowest rate within `TIE` of the best perplexity: high rates gain early and lose it later."""
+    best = min(by_rate.values())
+    return min(rate for rate, perplexity in by_rate.items() if perplexity <= best * (1 + TIE))
 
 
 def _validation_perplexity(job: Job) -> float | None:
