@@ -273,6 +273,7 @@ def test_a_trial_that_fails_has_not_diverged(texts, tmp_path, monkeypatch):
         ),
         ({"model": {**SMALL["model"], "inter": {"type": "alibi", "scale": "x"}}}, "scale must be a finite"),
         ({"evaluation": {"lengths": [16, 99999]}}, "99999 tokens, does not fit"),
+        ({"schemes": ["rope"], "rule": "released"}, "made for LLaMA's vocabulary"),
     ],
 )
 def test_what_cannot_be_trained_leaves_the_folder_to_the_mended_command(texts, tmp_path, changes, message):

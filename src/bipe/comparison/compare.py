@@ -120,10 +120,11 @@ def _release(out: Path) -> None:
 
 
 def _check_text(settings: Comparison, corpus: Corpus) -> None:
-    """Refuse text that fills no block, or no window of the longest length, before anything is trained."""
+    """Refuse, before anything is trained, text or settings that a run or its report would stumble over."""
     corpus.blocks(settings.data.train_length)
     corpus.validation_blocks(settings.data.train_length, settings.evaluation.validation_blocks)
-    for job in _jobs(settings, Path()):
+    TokenSet.from_tokenizer(corpus.tokenizer, rule=settings.rule)  # the report counts segments in any case
+    for job in _jobs(settings, Path())[: len(settings.schemes)]:  # seeds change no config
         configure(recipe_of(settings, job), corpus.tokenizer, corpus.train)
     longest = max(len(document) for document in corpus.test)
     if settings.lengths[-1] > longest:

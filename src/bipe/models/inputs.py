@@ -1,4 +1,4 @@
-"""What a call of the model is given: checked, completed, and turned into masks and targets."""
+"""What a call of the model is given: checked, completed, and turned into targets."""
 
 from collections.abc import Mapping
 from typing import Any
