@@ -213,6 +213,11 @@ def test_an_index_that_falls_inside_a_document_is_refused() -> None:
         case.blocks(64)
 
 
+def test_negative_slopes_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        make_case([4] * 60, [1.5, -1.5])
+
+
 @pytest.mark.parametrize("relation", [Relation(), Relation(query_rotation=None)])
 def test_a_relation_without_a_decaying_bias_is_refused(relation: Relation) -> None:
     case = make_case([4] * 60, [1.5])

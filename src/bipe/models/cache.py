@@ -6,23 +6,80 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
+from bipe.positions import BilevelPositions, bilevel_positions, document_starts, token_index
+from bipe.segmentation.base import Segmenter
+
 
 class TokenState(NamedTuple):
-    """What positions are computed from, of every token a cache holds and of those of this call.
+    """What is known of every token that a cache holds and of those of this call.
 
     Attributes:
+        segment: `(B, S)` int64, as in `BilevelPositions`.
+        offset: `(B, S)` int64, likewise.
+        token: `(B, S)` int64, likewise.
+        document_ids: `(B, S)` int64.
         is_end: `(B, S)` bool, true on the last token of each segment.
         real: `(B, S)` bool, false on padding and on slots not filled yet.
-        document_ids: `(B, S)` int64.
     """
 
+    segment: Tensor
+    offset: Tensor
+    token: Tensor
+    document_ids: Tensor
     is_end: Tensor
     real: Tensor
-    document_ids: Tensor
+
+    @property
+    def positions(self) -> BilevelPositions:
+        """Where the tokens stand."""
+        return BilevelPositions(self.segment, self.offset, self.token)
+
+    def columns(self, start: int | None, stop: int | None = None) -> "TokenState":
+        """The state of some columns."""
+        return TokenState(*(part[:, start:stop] for part in self))
+
+    def followed_by(self, new: "TokenState") -> "TokenState":
+        """This state and that of the tokens after it."""
+        return TokenState(*(torch.cat(parts, dim=1) for parts in zip(self, new, strict=True)))
+
+    def last_real(self) -> "TokenState":
+        """The state of each row's last token that is no padding, one column; of padding where all is."""
+        columns = torch.arange(self.real.shape[1], device=self.real.device)
+        last = torch.where(self.real, columns, 0).amax(dim=1, keepdim=True)
+        return TokenState(*(part.gather(1, last) for part in self))
+
+
+def read_tokens(
+    segmenter: Segmenter, input_ids: Tensor, real: Tensor, document_ids: Tensor, past: TokenState | None
+) -> TokenState:
+    """The state of new tokens, counted on from the last one before them.
+
+    Args:
+        segmenter: what ends a segment.
+        input_ids: `(B, T)` int64.
+        real: `(B, T)` bool, false on padding.
+        document_ids: `(B, T)` int64.
+        past: the state of the tokens before, or None.
+    """
+    if past is None:
+        is_end = segmenter(input_ids, token_index(real, document_ids))
+        return TokenState(*bilevel_positions(is_end, document_ids, real), document_ids, is_end, real)
+    last = past.last_real()
+    documents, there = (
+        torch.cat((last.document_ids, document_ids), dim=1),
+        torch.cat((last.real, real), dim=1),
+    )
+    goes_on = there & (document_starts(there, documents).long().cumsum(dim=-1) == 1)
+    token = token_index(there, documents) + torch.where(goes_on, last.token, 0)
+    is_end = torch.cat((last.is_end, segmenter(input_ids, token[:, 1:])), dim=1)
+    segment, offset, _ = bilevel_positions(is_end, documents, there)
+    offset = offset + torch.where(goes_on & (segment == 0), last.offset, 0)
+    segment = segment + torch.where(goes_on, last.segment, 0)
+    return TokenState(segment, offset, token, documents, is_end, there).columns(1)
 
 
 def past_length(cache: Cache | None) -> int:
-    """Number of tokens whose keys a cache holds."""
+    """Number of tokens whose keys a cache has got."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
@@ -38,8 +95,8 @@ def has_state(cache: Cache | None, index: int) -> bool:
 def read_state(cache: Cache, index: int, length: int) -> TokenState:
     """The state of the first `length` tokens of a cache."""
     layer = cast("Any", cache.layers[index])
-    flags = layer.keys[:, 0, :length]
-    return TokenState(flags[..., 0].bool(), flags[..., 1].bool(), layer.values[:, 0, :length, 0])
+    flags, numbers = layer.keys[:, 0, :length].bool(), layer.values[:, 0, :length]
+    return TokenState(*numbers.unbind(dim=-1), *flags.unbind(dim=-1))
 
 
 def append_state(cache: Cache, index: int, new: TokenState) -> None:
@@ -53,5 +110,6 @@ def append_state(cache: Cache, index: int, new: TokenState) -> None:
         cache.layers.append(
             StaticLayer(first.max_cache_len) if isinstance(first, StaticLayer) else DynamicLayer()
         )
-    flags = torch.stack((new.is_end.long(), new.real.long()), dim=-1)[:, None]
-    cast("Any", cache.layers[index]).update(flags, new.document_ids[:, None, :, None])
+    flags = torch.stack((new.is_end.long(), new.real.long()), dim=-1)
+    numbers = torch.stack((*new.positions, new.document_ids), dim=-1)
+    cast("Any", cache.layers[index]).update(flags[:, None], numbers[:, None])

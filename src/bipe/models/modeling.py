@@ -19,16 +19,11 @@ from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.inter.base import InterEncoding
 from bipe.encodings.intra import INTRA_ENCODINGS
 from bipe.encodings.intra.base import IntraEncoding
-from bipe.positions import (
-    BilevelPositions,
-    bilevel_positions,
-    document_starts,
-    token_index,
-)
+from bipe.positions import BilevelPositions, document_starts
 from bipe.registry import choose, split_spec
 from bipe.segmentation import build_segmenter
 
-from .cache import TokenState, append_state, has_state, past_length, read_state
+from .cache import TokenState, append_state, has_state, past_length, read_state, read_tokens
 from .configuration import BipeConfig
 from .inputs import (
     check_ids,
@@ -111,8 +106,7 @@ class BipeModel(BipePreTrainedModel):
             attention_mask: `(B, T)` bool or integers, 0 on padding.
             document_ids: `(B, T)` int64; positions restart where it changes.
         """
-        state = self._token_state(input_ids, attention_mask, document_ids)
-        return bilevel_positions(state.is_end, state.document_ids, state.real)
+        return self._token_state(input_ids, attention_mask, document_ids).positions
 
     def _token_state(
         self,
@@ -122,24 +116,18 @@ class BipeModel(BipePreTrainedModel):
         borders: Tensor | None = None,
         past: TokenState | None = None,
     ) -> TokenState:
-        """The state of the cached tokens and this call's; `attention_mask` covers all, or this call's.
+        """The state of this call's tokens; `attention_mask` covers them, or the cached ones too.
 
         Where there are no `document_ids`, `borders` counts this call's documents on from the last before it.
         """
-        real = (
-            torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        )
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if document_ids is None:
             document_ids = torch.zeros_like(input_ids) if borders is None else borders
             if past is not None:
                 document_ids = document_ids + past.document_ids[:, -1:]
-        if past is None:
-            return TokenState(self.segmenter(input_ids, token_index(real, document_ids)), real, document_ids)
-        tokens = input_ids.shape[1]
-        document_ids = torch.cat((past.document_ids, document_ids), dim=1)
-        real = torch.cat((past.real, real[:, -tokens:]), dim=1)
-        is_end = self.segmenter(input_ids, token_index(real, document_ids)[:, -tokens:])
-        return TokenState(torch.cat((past.is_end, is_end), dim=1), real, document_ids)
+        return read_tokens(
+            self.segmenter, input_ids, real[:, -input_ids.shape[1] :].bool(), document_ids, past
+        )
 
     @merge_with_config_defaults
     @capture_outputs
@@ -196,7 +184,7 @@ class BipeModel(BipePreTrainedModel):
         if positions is None:
             borders = packed_documents(position_ids, attention_mask, (batch, tokens), past)
             state = self._advance(input_ids, attention_mask, document_ids, borders, past_key_values)
-            positions = bilevel_positions(state.is_end, state.document_ids, state.real)
+            positions = state.positions
             if past:
                 attention_mask = state.real
             if past or borders is not None:
@@ -256,10 +244,10 @@ class BipeModel(BipePreTrainedModel):
                 "token ids."
             )
         known = read_state(cache, layer, past) if cache is not None and past else None
-        state = self._token_state(input_ids, attention_mask, document_ids, borders, known)
+        new = self._token_state(input_ids, attention_mask, document_ids, borders, known)
         if cache is not None:
-            append_state(cache, layer, TokenState(*(part[:, past:] for part in state)))
-        return state
+            append_state(cache, layer, new)
+        return new if known is None else known.followed_by(new)
 
     def _visible(
         self,

@@ -27,9 +27,15 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 class AlibiBias(DecayingBias):
-    """`-slope * (query segment - key segment)`, from integer distances in float32."""
+    """`-slope * (query segment - key segment)`, from integer distances in float32.
+
+    Raises:
+        ValueError: a slope is negative, where looking at them costs no waiting.
+    """
 
     def __init__(self, slopes: Tensor, query_segment: Tensor, key_segment: Tensor) -> None:
+        if not torch.compiler.is_compiling() and slopes.device.type == "cpu" and (slopes < 0).any():
+            raise ValueError(f"ALiBi's slopes must be at least 0; got {slopes.tolist()}.")
         if _rows_agree(key_segment):  # the queries are among the keys
             query_segment, key_segment = query_segment[:1], key_segment[:1]
         self.slopes, self.query_index, self.key_index = slopes, query_segment, key_segment

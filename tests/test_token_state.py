@@ -1,0 +1,42 @@
+"""Tokens read in pieces against the same tokens read at once."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bipe import EveryToken, FixedLength, Never, TokenSet, bilevel_positions
+from bipe.models.cache import TokenState, read_tokens
+from bipe.positions import token_index
+from bipe.segmentation.base import Segmenter
+
+
+@pytest.mark.parametrize(
+    "segmenter",
+    [TokenSet([0]), EveryToken(), Never(), FixedLength(3)],
+    ids=lambda found: type(found).__name__,
+)
+@given(st.data())
+def test_pieces_have_the_state_of_the_whole(segmenter: Segmenter, data: st.DataObject) -> None:
+    rows, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 14))
+
+    def table(cells: list[int]) -> torch.Tensor:
+        line = st.lists(st.sampled_from(cells), min_size=length, max_size=length)
+        return torch.tensor([data.draw(line) for _ in range(rows)])
+
+    ids, real, documents = table([0, 1, 2]), table([0, 1, 1]).bool(), table([0, 0, 0, 1]).cumsum(dim=1)
+    is_end = segmenter(ids, token_index(real, documents))
+    whole = TokenState(*bilevel_positions(is_end, documents, real), documents, is_end, real)
+
+    cuts = sorted(data.draw(st.sets(st.integers(1, length), max_size=4)) | {0, length})
+    state = None
+    for start, stop in pairwise(cuts):
+        piece = slice(start, stop)
+        new = read_tokens(segmenter, ids[:, piece], real[:, piece], documents[:, piece], state)
+        state = new if state is None else state.followed_by(new)
+    assert state is not None
+    for name in ("segment", "offset", "token", "document_ids", "real"):
+        assert torch.equal(getattr(state, name), getattr(whole, name)), name
+    assert torch.equal(state.is_end & real, is_end & real)  # on padding nobody reads it
