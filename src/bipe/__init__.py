@@ -5,7 +5,7 @@ Importing this package also registers its model with transformers' Auto classes.
 
 from bipe.evaluation.base import Score
 from bipe.evaluation.length_curve import length_curve
-from bipe.models import SCHEMES, BipeConfig, BipeForCausalLM, BipeModel
+from bipe.models import SCHEMES, BipeConfig, BipeForCausalLM, BipeModel, BoundedCache
 from bipe.positions import BilevelPositions, bilevel_positions
 from bipe.segmentation import EveryToken, FixedLength, Never, TokenSet
 
@@ -15,6 +15,7 @@ __all__ = [
     "BipeConfig",
     "BipeForCausalLM",
     "BipeModel",
+    "BoundedCache",
     "EveryToken",
     "FixedLength",
     "Never",

@@ -102,12 +102,12 @@ def local_blocks(
     blocks = all_blocks(visible, query.shape[1], rows)
     if visible.sources <= rows or visible.targets == 1:  # nothing to win
         return blocks
-    places = _places(bias, visible)
-    first_row = places[:, visible.columns_of(slice(0, visible.targets))][:, ::rows]
-    reach = bias.reach(_nats(query, key, visible, scaling, rows).transpose(1, 2)).clamp(max=FAR)
+    along = places(bias, visible)
+    first_row = along[:, visible.columns_of(slice(0, visible.targets))][:, ::rows]
+    reach = bias.reach(nats_apart(query, key, visible, scaling, rows).transpose(1, 2)).clamp(max=FAR)
     nearest_left_out = first_row[..., None] - reach.double()  # (B, blocks, H)
     first_key = torch.searchsorted(
-        places.double().expand(len(nearest_left_out), -1).contiguous(), nearest_left_out.flatten(1)
+        along.double().expand(len(nearest_left_out), -1).contiguous(), nearest_left_out.flatten(1)
     ).view_as(nearest_left_out)
     starts = first_key.amin(dim=0).tolist()
     return [
@@ -117,7 +117,7 @@ def local_blocks(
     ]
 
 
-def _places(bias: DecayingBias, visible: Visible) -> Tensor:
+def places(bias: DecayingBias, visible: Visible) -> Tensor:
     """The index of the keys made to ascend over documents too, `(B or 1, S)` int64.
 
     Inside a document its differences are those of the index; documents are further apart than any reach.
@@ -140,7 +140,7 @@ def _places(bias: DecayingBias, visible: Visible) -> Tensor:
     return nn.functional.pad(steps.cumsum(dim=-1), (1, 0))
 
 
-def _nats(query: Tensor, key: Tensor, visible: Visible, scaling: float, rows: int) -> Tensor:
+def nats_apart(query: Tensor, key: Tensor, visible: Visible, scaling: float, rows: int) -> Tensor:
     """How far the bias must have fallen for a key to be left out, `(B, H, blocks)` float32."""
     own = visible.columns_of(slice(0, visible.targets))
     key = key[:, :, : own.stop]

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .bounded_cache import BoundedCache
 from .configuration import BipeConfig
 from .modeling import BipeForCausalLM, BipeModel
 from .schemes import SCHEMES, Scheme
@@ -10,4 +11,4 @@ AutoConfig.register(BipeConfig.model_type, BipeConfig)
 AutoModel.register(BipeConfig, BipeModel)
 AutoModelForCausalLM.register(BipeConfig, BipeForCausalLM)
 
-__all__ = ["SCHEMES", "BipeConfig", "BipeForCausalLM", "BipeModel", "Scheme"]
+__all__ = ["SCHEMES", "BipeConfig", "BipeForCausalLM", "BipeModel", "BoundedCache", "Scheme"]

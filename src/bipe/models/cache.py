@@ -107,9 +107,8 @@ def append_state(cache: Cache, index: int, new: TokenState) -> None:
     """
     while len(cache.layers) <= index:
         first = cache.layers[0] if cache.layers else None
-        cache.layers.append(
-            StaticLayer(first.max_cache_len) if isinstance(first, StaticLayer) else DynamicLayer()
-        )
+        grown = cache.layer_class_to_replicate or DynamicLayer
+        cache.layers.append(StaticLayer(first.max_cache_len) if isinstance(first, StaticLayer) else grown())
     flags = torch.stack((new.is_end.long(), new.real.long()), dim=-1)
     numbers = torch.stack((*new.positions, new.document_ids), dim=-1)
     cast("Any", cache.layers[index]).update(flags[:, None], numbers[:, None])

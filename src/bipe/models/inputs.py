@@ -73,9 +73,9 @@ def shape_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[in
     return (0, 0) if given is None else (given.shape[0], given.shape[1])
 
 
-def key_length(cache: Cache | None, tokens: int) -> int:
-    """Number of key columns that attention will see, those not filled yet included."""
-    return tokens if cache is None else cache.get_mask_sizes(tokens, 0)[0]
+def key_columns(cache: Cache | None, tokens: int) -> tuple[int, int]:
+    """Number of key columns that attention will see, those not filled yet included, and of those dropped."""
+    return (tokens, 0) if cache is None else cache.get_mask_sizes(tokens, 0)
 
 
 def pad_columns(tensor: Tensor, columns: int) -> Tensor:

@@ -17,6 +17,23 @@ from .configuration import BipeConfig
 class BipeAttention(LlamaAttention):
     """Llama's attention with the rotation and the bias of a `Relation`."""
 
+    def project(self, hidden_states: Tensor, relation: Relation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `(B, H, T, K)` and keys `(B, H / groups, T, K)`, both rotated, and values like the keys.
+
+        Args:
+            hidden_states: `(B, T, D)`, normed.
+            relation: how positions relate.
+        """
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if relation.query_rotation is not None:
+            query = rotate(query, relation.query_rotation)
+        if relation.key_rotation is not None:
+            key = rotate(key, relation.key_rotation)
+        return query, key, value
+
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - a relation replaces Llama's rotation
         self,
         hidden_states: Tensor,
@@ -35,14 +52,7 @@ class BipeAttention(LlamaAttention):
             relation: how positions relate; made once a forward.
             kwargs: what Llama's decoder layer passes on beside these, all of it accounted for elsewhere.
         """
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
-        if relation.query_rotation is not None:
-            query = rotate(query, relation.query_rotation)
-        if relation.key_rotation is not None:
-            key = rotate(key, relation.key_rotation)
+        query, key, value = self.project(hidden_states, relation)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = choose("attention implementation", ATTENTIONS, str(self.config._attn_implementation))

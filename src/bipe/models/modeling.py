@@ -23,12 +23,13 @@ from bipe.positions import BilevelPositions, document_starts
 from bipe.registry import choose, split_spec
 from bipe.segmentation import build_segmenter
 
+from .bounded_cache import BoundedCache
 from .cache import TokenState, append_state, has_state, past_length, read_state, read_tokens
 from .configuration import BipeConfig
 from .inputs import (
     check_ids,
     check_shape,
-    key_length,
+    key_columns,
     packed_documents,
     pad_columns,
     refuse_unknown,
@@ -37,6 +38,7 @@ from .inputs import (
     targets_of,
 )
 from .layers import BipeAttention, BipeDecoderLayer
+from .reach import Reach, reach_bound, reach_on_text
 
 
 class BipePreTrainedModel(LlamaPreTrainedModel):
@@ -197,7 +199,7 @@ class BipeModel(BipePreTrainedModel):
         query = positions.last(tokens)
         offsets = self.intra(query, embeds.dtype)
         hidden_states = embeds if offsets is None else embeds + offsets
-        key = positions.pad_to(key_length(past_key_values, tokens))
+        key = positions.last(visible.past + tokens).pad_to(visible.sources)
         relation = self.inter(query, key, hidden_states.dtype)
 
         for layer in self.layers:
@@ -209,6 +211,8 @@ class BipeModel(BipePreTrainedModel):
                 relation=relation,
                 **kwargs,
             )
+        if isinstance(past_key_values, BoundedCache):
+            past_key_values.drop(key, visible)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
@@ -243,7 +247,8 @@ class BipeModel(BipePreTrainedModel):
                 "unknown: pass positions covering all keys, or a cache that this model has filled from "
                 "token ids."
             )
-        known = read_state(cache, layer, past) if cache is not None and past else None
+        held = past - key_columns(cache, 0)[1]
+        known = read_state(cache, layer, held) if cache is not None and past else None
         new = self._token_state(input_ids, attention_mask, document_ids, borders, known)
         if cache is not None:
             append_state(cache, layer, new)
@@ -258,7 +263,13 @@ class BipeModel(BipePreTrainedModel):
         device: torch.device,
     ) -> Visible:
         """Which keys this call's tokens see; what hides nothing is left out, where that can be known."""
-        sources = key_length(cache, tokens)
+        sources, dropped = key_columns(cache, tokens)
+        past = past_length(cache) - dropped
+        if dropped:
+            attention_mask, document_ids = (
+                None if given is None else given[:, -past - tokens :]
+                for given in (attention_mask, document_ids)
+            )
         real = None if attention_mask is None else attention_mask.bool()
         documents = None
         if document_ids is not None and several(document_ids):
@@ -268,7 +279,7 @@ class BipeModel(BipePreTrainedModel):
             documents = pad_columns(documents, sources)
         if real is not None:
             real = pad_columns(real, sources) if torch.compiler.is_compiling() or not real.all() else None
-        return Visible(tokens, sources, past_length(cache), documents, real, device)
+        return Visible(tokens, sources, past, documents, real, device)
 
 
 class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
@@ -303,6 +314,33 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         table = self.model.intra.max_offset
         limits = [self.config.max_trained_offset, None if table is None else table - 1]
         return min((limit for limit in limits if limit is not None), default=None)
+
+    def reach(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        *,
+        share: float = 0.99,
+    ) -> Reach:
+        """How far back each head looks: by its weights alone, and with ids also on that text.
+
+        BiPE-ALiBi is local: with scale 96, most heads cannot read beyond a few segments. This tells which.
+
+        Args:
+            input_ids: `(B, T)` int64, or None for the bound from the weights alone. All pairs of its tokens
+                are looked at, a block at a time.
+            attention_mask: `(B, T)`, 0 on padding.
+            document_ids: `(B, T)` int64; attention and positions do not cross a border.
+            share: of the attention weights, that `mass` holds.
+
+        Raises:
+            ValueError: the share is not between 0 and 1.
+        """
+        bound = reach_bound(self)
+        if input_ids is None:
+            return Reach(bound)
+        return Reach(bound, *reach_on_text(self, input_ids, attention_mask, document_ids, share))
 
     @can_return_tuple
     def forward(

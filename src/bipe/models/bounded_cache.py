@@ -1,0 +1,103 @@
+"""A cache that drops the keys which no later query can read."""
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from bipe.attention import Visible
+from bipe.positions import BilevelPositions
+
+from .reach import reach_bound
+
+if TYPE_CHECKING:
+    from .modeling import BipeForCausalLM
+
+
+class BoundedCache(Cache):
+    """A cache that stops growing, for models whose bias decays.
+
+    It keeps the segments that some head can still read by `model.reach().bound`, which holds for every text,
+    so that each layer's output is that of a cache of everything but for `2^-23` of the largest value. Give it
+    to `generate` or to a forward as `past_key_values`. It holds for the weights that the model has when the
+    cache is made.
+
+    >>> from bipe import BipeConfig, BipeForCausalLM
+    >>> model = BipeForCausalLM(BipeConfig.from_scheme("alibi", vocab_size=10, hidden_size=16,
+    ...     intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    >>> cache = BoundedCache(model)
+    >>> model.generate(torch.tensor([[5, 6]]), past_key_values=cache, max_new_tokens=3).shape
+    torch.Size([1, 5])
+
+    Attributes:
+        reach: the most segments that any head looks back.
+
+    Raises:
+        ValueError: the model's bias does not decay, or not in every head.
+    """
+
+    def __init__(self, model: "BipeForCausalLM") -> None:
+        reach = float(reach_bound(model).max())
+        if reach == float("inf"):
+            raise ValueError(
+                "A bounded cache drops keys that a decaying bias has pushed out of reach, and with the inter "
+                f"encoding {model.config.inter} every key can be read from anywhere: use the default cache."
+            )
+        super().__init__(layer_class_to_replicate=BoundedLayer)
+        self.reach = int(reach)
+
+    @torch.no_grad()
+    def drop(self, key: BilevelPositions, visible: Visible) -> None:
+        """Drop what comes before the first key that any row needs; one key stays in any case.
+
+        Args:
+            key: positions `(B, S)` of the keys that are held.
+            visible: their documents and padding.
+        """
+        segment, real, documents = key.segment, visible.real, visible.documents
+        there = torch.ones_like(segment, dtype=torch.bool) if real is None else real.expand_as(segment)
+        columns = torch.arange(segment.shape[1], device=segment.device)
+        last = torch.where(there, columns, 0).amax(dim=1, keepdim=True)
+        needed = there & (segment >= segment.gather(1, last) - self.reach)
+        if documents is not None:
+            needed = needed & (documents == documents.gather(1, last))
+        first = torch.where(needed, columns, segment.shape[1] - 1).amin()
+        for layer in self.layers:
+            cast("BoundedLayer", layer).drop(int(first))
+
+
+class BoundedLayer(DynamicLayer):
+    """A layer's keys and values without the first `dropped`, which still count as seen."""
+
+    is_croppable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped = 0
+
+    def drop(self, count: int) -> None:
+        """Drop the first `count` of the keys that are held."""
+        if count:
+            # Copied, since a slice would keep all of them in memory.
+            self.keys, self.values = (
+                cast("torch.Tensor", part)[..., count:, :].clone() for part in (self.keys, self.values)
+            )
+            self.dropped += count
+
+    def get_seq_length(self) -> int:
+        return self.dropped + super().get_seq_length()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return super().get_seq_length() + query_length, self.dropped
+
+    def reset(self) -> None:
+        super().reset()
+        self.dropped = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove and self.dropped:
+            raise ValueError(
+                "A bounded cache cannot go back, since earlier tokens may need keys that it has dropped: use "
+                "the default cache."
+            )
+        super().crop(tokens_to_remove)
