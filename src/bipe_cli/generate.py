@@ -14,6 +14,10 @@ def generate(
         float, typer.Option(help="0 takes the likeliest token; above, tokens are sampled.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides what is sampled.")] = 0,
+    bounded_cache: Annotated[
+        bool,
+        typer.Option("--bounded-cache", help="With ALiBi: keep no keys that no later token can read."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print prompt and text as a JSON object.")] = False,
 ) -> None:
     """Continue a text with a trained model."""
@@ -24,5 +28,11 @@ def generate(
     from bipe.models.checkpoint import complete, load_checkpoint
 
     set_seed(seed)
-    text = complete(load_checkpoint(model), prompt, max_new_tokens=max_new_tokens, temperature=temperature)
+    text = complete(
+        load_checkpoint(model),
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        bounded_cache=bounded_cache,
+    )
     typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)

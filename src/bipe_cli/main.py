@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
+from bipe_cli.bench import bench
 from bipe_cli.compare import compare
 from bipe_cli.evaluate import evaluate
 from bipe_cli.generate import generate
@@ -47,6 +48,7 @@ def _bipe(
 # These two take every setting of a recipe as --name value.
 WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+app.add_typer(bench)
 app.command(context_settings=WITH_SETTINGS)(compare)
 app.command()(evaluate)
 app.command()(generate)

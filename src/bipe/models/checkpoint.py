@@ -14,6 +14,9 @@ from transformers.utils import logging
 
 from bipe.data.tokens import load_tokenizer, opening_ids
 
+from .bounded_cache import BoundedCache
+from .modeling import BipeForCausalLM
+
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
@@ -92,7 +95,12 @@ def load_model(directory: Path) -> PreTrainedModel:
 
 @quiet_transformers()
 def complete(
-    checkpoint: Checkpoint, prompt: str, *, max_new_tokens: int = 100, temperature: float = 0.0
+    checkpoint: Checkpoint,
+    prompt: str,
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 0.0,
+    bounded_cache: bool = False,
 ) -> str:
     """The prompt with what the model writes after it.
 
@@ -102,9 +110,10 @@ def complete(
         max_new_tokens: at most so many tokens are written; the end-of-text token ends earlier.
         temperature: 0 takes the likeliest token each time; above, tokens are sampled from the tempered
             distribution.
+        bounded_cache: keep no keys that no later token can read; see `BoundedCache`.
 
     Raises:
-        ValueError: the prompt has no token, or a number is out of range.
+        ValueError: the prompt has no token, a number is out of range, or the model's cache cannot be bounded.
     """
     if max_new_tokens < 1:
         raise ValueError(f"The number of new tokens must be at least 1; got {max_new_tokens}.")
@@ -122,6 +131,13 @@ def complete(
         torch.tensor([prompt_ids], device=checkpoint.model.device),
         max_new_tokens=max_new_tokens,
         pad_token_id=checkpoint.tokenizer.eos_token_id if pad is None else pad,
+        past_key_values=_bounded(checkpoint.model) if bounded_cache else None,
         **sampling,
     )
     return cast("str", checkpoint.tokenizer.decode(ids[0], skip_special_tokens=True))
+
+
+def _bounded(model: PreTrainedModel) -> BoundedCache:
+    if not isinstance(model, BipeForCausalLM):
+        raise ValueError(f"Only this project's models have a bounded cache; got {model.config.model_type!r}.")
+    return BoundedCache(model)

@@ -1,8 +1,10 @@
 """Llama's decoder layer with an attention that honours a `Relation`."""
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
@@ -75,3 +77,26 @@ class BipeDecoderLayer(LlamaDecoderLayer):
     def __init__(self, config: BipeConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.self_attn = BipeAttention(config, layer_idx)
+
+
+@contextmanager
+def watched(layers: nn.ModuleList, watch: Callable[..., None]) -> Iterator[None]:
+    """Call `watch(attention, query, key, value, relation, visible)` whenever a layer is about to attend.
+
+    Queries, keys and values are as `BipeAttention.project` makes them, without a cache's.
+    """
+
+    def project(attention: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        hidden = named["hidden_states"] if "hidden_states" in named else arguments[0]
+        projected = cast("BipeAttention", attention).project(hidden, named["relation"])
+        watch(attention, *projected, named["relation"], named["attention_mask"])
+
+    handles = [
+        cast("BipeDecoderLayer", layer).self_attn.register_forward_pre_hook(project, with_kwargs=True)
+        for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

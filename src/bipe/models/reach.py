@@ -8,8 +8,6 @@ that, and by what rounding swallows, is one that the head cannot read, whatever 
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -23,7 +21,7 @@ from bipe.attention.segment_local import WEIGHT_LEFT_OUT, nats_apart, places
 from bipe.encodings.inter.base import DecayingBias, Relation
 from bipe.positions import BilevelPositions
 
-from .layers import BipeAttention, BipeDecoderLayer
+from .layers import BipeAttention, BipeDecoderLayer, watched
 
 if TYPE_CHECKING:
     from .modeling import BipeForCausalLM
@@ -156,21 +154,24 @@ def reach_on_text(
     late = real & (2 * positions.token >= positions.token.max())
     found: list[tuple[Distance, Distance]] = []
 
-    def watch(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        attention = cast("BipeAttention", layer)
-        hidden = named["hidden_states"] if "hidden_states" in named else arguments[0]
-        relation, visible = named["relation"], named["attention_mask"]
-        query, key, _ = attention.project(hidden, relation)
-        key = key.repeat_interleave(attention.num_key_value_groups, dim=1)
+    def watch(
+        attention: BipeAttention,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        relation: Relation,
+        visible: Visible,
+    ) -> None:
+        parts = (query, key.repeat_interleave(attention.num_key_value_groups, dim=1), relation, visible)
         found.append(
             (
-                _needed(query, key, relation, visible, attention.scaling, positions, real),
-                _mass(query, key, relation, visible, attention.scaling, positions, late, share),
+                _needed(*parts, attention.scaling, positions, real),
+                _mass(*parts, attention.scaling, positions, late, share),
             )
         )
 
     training = model.training
-    with _watched(model, watch), torch.no_grad():
+    with watched(model.model.layers, watch), torch.no_grad():
         model.eval()
         try:
             model.model(input_ids, attention_mask, document_ids=document_ids, use_cache=False)
@@ -178,19 +179,6 @@ def reach_on_text(
             model.train(training)
     needed, mass = (Distance(*map(torch.stack, zip(*part, strict=True))) for part in zip(*found, strict=True))
     return needed, mass
-
-
-@contextmanager
-def _watched(model: "BipeForCausalLM", watch: Any) -> Iterator[None]:
-    handles = [
-        cast("BipeDecoderLayer", layer).self_attn.register_forward_pre_hook(watch, with_kwargs=True)
-        for layer in model.model.layers
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _needed(

@@ -1,0 +1,99 @@
+"""Time works in turn, so that what slows the machine slows all of them, and measure what memory they take."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+K = TypeVar("K", bound=Hashable)
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How long one work takes relative to another of the same round.
+
+    Attributes:
+        median: over the rounds.
+        low: the smallest.
+        high: the largest.
+        rounds: how many.
+    """
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """As a row of JSON, to four digits."""
+        return {
+            **{name: float(f"{getattr(self, name):.4g}") for name in ("median", "low", "high")},
+            "rounds": self.rounds,
+        }
+
+
+def seconds_of(works: Mapping[K, Work], rounds: int) -> dict[K, list[float]]:
+    """Wall times of each work, one a round, after a round that does not count.
+
+    Args:
+        works: by name; each round runs all, and starts one further on than the round before, so that no work
+            always finds the caches as the same other left them.
+        rounds: at least 1.
+
+    Raises:
+        ValueError: no round.
+    """
+    if rounds < 1:
+        raise ValueError(f"A benchmark takes at least one round; got {rounds}.")
+    names = list(works)
+    times: dict[K, list[float]] = {name: [] for name in names}
+    for index in range(-1, rounds):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            _wait()
+            start = time.perf_counter()
+            works[name]()
+            _wait()
+            if index >= 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
+    """The times relative to the baseline's of the same rounds."""
+    found = [mine / other for mine, other in zip(times, baseline, strict=True)]
+    return Ratio(statistics.median(found), min(found), max(found), len(found))
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def extra_peak_bytes(work: Work) -> int:
+    """The most memory that tensors made by the work hold at once, beyond what was held before it.
+
+    By the allocator's own records, so it is the same every time.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler says that it starts, and that it stops
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
+        kept = work()  # else what it returns would be freed inside or outside, as it happens
+    events = cast("Any", found.profiler).kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    del kept
+    return peak

@@ -1,0 +1,164 @@
+"""`bipe bench`: what attention, training steps and positions cost, as ratios inside one run."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+bench = typer.Typer(name="bench", help="Measure what things cost, as ratios inside one run.")
+
+Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each, in turn; the median counts.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads on a CPU. Default: PyTorch's own choice.")]
+Json = Annotated[bool, typer.Option("--json", help="Print each row as a JSON object.")]
+
+
+@bench.command()
+def attention(
+    lengths: Annotated[str, typer.Option(help="Tokens, such as 2048,8192.")] = "2048,8192",
+    implementations: Annotated[
+        str, typer.Option(help="Of eager, sdpa, segment_local, flex and materialised (SDPA, stored bias).")
+    ] = "segment_local,sdpa",
+    backward: Annotated[bool, typer.Option("--backward", help="Time forward and backward.")] = False,
+    heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 12,
+    head_width: Annotated[int, typer.Option(min=1, help="Width of a head.")] = 64,
+    tokens_per_segment: Annotated[int, typer.Option(min=1, help="Tokens in a segment.")] = 25,
+    scale: Annotated[float, typer.Option(min=0, help="Scale of ALiBi's slopes.")] = 96.0,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a model whose queries and keys to take, and whose reach to tell."),
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text that the model reads: files, folders, globs or stdlib.")
+    ] = None,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Attention with ALiBi on segments against the causal kernel without a bias.
+
+    Without a model on queries, keys and values from N(0, 1). With one also how far back each of its heads
+    looks: by its weights (bound), by the rule of segment_local on the text (needed), and with 99 % of its
+    attention.
+    """
+    from bipe.benchmarks.attention import captured_layers, drawn_layers, measure
+    from bipe.benchmarks.reach import longest_text, reach_rows
+    from bipe_cli.values import numbers, words
+
+    _use(threads)
+    wanted, names = numbers("--lengths", lengths), words(implementations)
+    if model is None:
+        layers = drawn_layers(heads, head_width, tokens_per_segment, scale)
+    else:
+        loaded, ids = longest_text(model, data or [])
+        _print(reach_rows(loaded, ids[: max(wanted, default=0)]), _reach_line, as_json)
+        layers = captured_layers(loaded, ids)
+    _print(measure(layers, wanted, names, backward=backward, rounds=rounds), _attention_line, as_json)
+
+
+@bench.command()
+def model(
+    schemes: Annotated[str, typer.Option(help="Schemes, such as bipe-rope,bipe-alibi.")] = "bipe-rope",
+    lengths: Annotated[str, typer.Option(help="Tokens, such as 1024,4096.")] = "1024,4096",
+    hidden_size: Annotated[int, typer.Option(min=1, help="Width.")] = 768,
+    intermediate_size: Annotated[int, typer.Option(min=1, help="Width inside the feed-forward part.")] = 2048,
+    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 4,
+    heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 12,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Tokens in the vocabulary.")] = 8000,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """A training step of each scheme against transformers' Llama of the same size."""
+    from bipe.benchmarks.model import Size, measure_steps
+    from bipe_cli.values import numbers, words
+
+    _use(threads)
+    size = Size(hidden_size, intermediate_size, layers, heads, vocabulary)
+    rows = measure_steps(words(schemes), numbers("--lengths", lengths), size, rounds=rounds)
+    _print(rows, _step_line, as_json)
+
+
+@bench.command()
+def positions(
+    scheme: Annotated[str, typer.Option(help="The scheme whose forward it is compared with.")] = "bipe-alibi",
+    rows: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 8,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 8192,
+    hidden_size: Annotated[int, typer.Option(min=1, help="Width.")] = 768,
+    intermediate_size: Annotated[int, typer.Option(min=1, help="Width inside the feed-forward part.")] = 2048,
+    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 4,
+    heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 12,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Tokens in the vocabulary.")] = 8000,
+    rounds: Rounds = 3,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Finding positions, as a share of a forward of the model on the same tokens."""
+    from bipe.benchmarks.model import Size, measure_positions
+
+    _use(threads)
+    size = Size(hidden_size, intermediate_size, layers, heads, vocabulary)
+    _print([measure_positions(scheme, rows, length, size, rounds=rounds)], _positions_line, as_json)
+
+
+def _use(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _print(rows: Iterable[dict[str, Any]], line: Any, as_json: bool) -> None:
+    import json
+
+    import torch
+
+    machine = {
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+    }
+    for row in rows:
+        typer.echo(json.dumps({**row, **machine}, allow_nan=False) if as_json else line(row))
+
+
+def _spread(row: dict[str, Any]) -> str:
+    return f"{row['median']:.4g} (median of {row['rounds']}, {row['low']:.4g} to {row['high']:.4g})"
+
+
+def _attention_line(row: dict[str, Any]) -> str:
+    what = f"{row['implementation']}, {row['mode']}, {row['length']} tokens:"
+    if row["row"] == "growth":
+        return f"{what} {_spread(row)} of its time at {row['shorter']}; peak memory {row['peak_ratio']}"
+    if row["implementation"] == "causal":
+        return f"{what} SDPA without a bias, the baseline; {_bytes(row['extra_peak_bytes'])}"
+    error = "" if row["error"] is None else f"; error {row['error']:.2g}"
+    return f"{what} {_spread(row)} of the baseline; {_bytes(row['extra_peak_bytes'])}{error}"
+
+
+def _reach_line(row: dict[str, Any]) -> str:
+    def distance(name: str) -> str:
+        return "all" if row[name] is None else f"{row[name]:.0f}"
+
+    return (
+        f"layer {row['layer']} head {row['head']}: bound {distance('bound_segments')} segments; "
+        f"needed {distance('needed_segments')} segments, {distance('needed_tokens')} tokens; "
+        f"{row['share']:.0%} of attention within {distance('mass_segments')} segments, "
+        f"{distance('mass_tokens')} tokens"
+    )
+
+
+def _step_line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['scheme']} at {row['length']} tokens: {_spread(row)} of Llama's step; "
+        f"peak memory {row['peak_ratio']} of Llama's"
+    )
+
+
+def _positions_line(row: dict[str, Any]) -> str:
+    batch = f"({row['rows']}, {row['length']})"
+    return f"bilevel_positions on {batch}: {_spread(row)} of a forward of {row['scheme']}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB more at the peak"
