@@ -212,7 +212,7 @@ def _check_room(layers: Sequence[Layer], length: int) -> None:
     free = torch.cuda.mem_get_info()[0] if query.is_cuda else psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
-            f"A stored bias at {length} tokens takes up to {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB "
+            f"A stored bias at {length} tokens takes {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB "
             "are free: leave out 'materialised' or give shorter lengths."
         )
 
