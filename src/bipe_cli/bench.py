@@ -19,6 +19,9 @@ def attention(
     implementations: Annotated[
         str, typer.Option(help="Of eager, sdpa, segment_local, flex and materialised (SDPA, stored bias).")
     ] = "segment_local,sdpa",
+    against: Annotated[
+        str, typer.Option(help="The baseline: causal (SDPA without a bias) or one of the others.")
+    ] = "causal",
     backward: Annotated[bool, typer.Option("--backward", help="Time forward and backward.")] = False,
     heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 12,
     head_width: Annotated[int, typer.Option(min=1, help="Width of a head.")] = 64,
@@ -35,7 +38,7 @@ def attention(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Attention with ALiBi on segments against the causal kernel without a bias.
+    """Attention with ALiBi on segments against a baseline, the causal kernel without a bias.
 
     Without a model on queries, keys and values from N(0, 1). With one also how far back each of its heads
     looks: by its weights (bound), by the rule of segment_local on the text (needed), and with 99 % of its
@@ -53,7 +56,8 @@ def attention(
         loaded, ids = longest_text(model, data or [])
         _print(reach_rows(loaded, ids[: max(wanted, default=0)]), _reach_line, as_json)
         layers = captured_layers(loaded, ids)
-    _print(measure(layers, wanted, names, backward=backward, rounds=rounds), _attention_line, as_json)
+    rows = measure(layers, wanted, names, baseline=against, backward=backward, rounds=rounds)
+    _print(rows, _attention_line, as_json)
 
 
 @bench.command()
@@ -130,10 +134,9 @@ def _attention_line(row: dict[str, Any]) -> str:
     what = f"{row['implementation']}, {row['mode']}, {row['length']} tokens:"
     if row["row"] == "growth":
         return f"{what} {_spread(row)} of its time at {row['shorter']}; peak memory {row['peak_ratio']}"
-    if row["implementation"] == "causal":
-        return f"{what} SDPA without a bias, the baseline; {_bytes(row['extra_peak_bytes'])}"
     error = "" if row["error"] is None else f"; error {row['error']:.2g}"
-    return f"{what} {_spread(row)} of the baseline; {_bytes(row['extra_peak_bytes'])}{error}"
+    cost = "the baseline" if row["implementation"] == row["baseline"] else f"{_spread(row)} of the baseline"
+    return f"{what} {cost}; {_bytes(row['extra_peak_bytes'])}{error}"
 
 
 def _reach_line(row: dict[str, Any]) -> str:

@@ -30,6 +30,9 @@ ROUNDING = 1e-5
 FAR = 2**32
 """Further than any index reaches inside a document."""
 
+WORTH_FINDING = 512
+"""Keys from which on finding those in reach costs less than looking at all."""
+
 KEYS_A_CALL = 64
 """Keys whose attention costs about as much as one call of the kernel."""
 
@@ -74,7 +77,9 @@ def segment_local_attention(
     if torch.compiler.is_compiling():  # which keys are left out depends on their values
         mixed = attend_dense(query, key, value, bias, visible, scaling=scaling, dropout=dropout)
     else:
-        blocks = local_blocks(query, key, bias, visible, scaling)
+        blocks = all_blocks(visible, query.shape[1])
+        if visible.sources >= WORTH_FINDING:
+            blocks = local_blocks(query, key, bias, visible, scaling)
         mixed = attend_in_blocks(query, key, value, bias, visible, blocks, scaling=scaling, dropout=dropout)
     if visible.real is not None:
         own = visible.columns_of(slice(0, visible.targets))
