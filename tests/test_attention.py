@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from bipe import SCHEMES, BipeForCausalLM
 from bipe.attention import ATTENTIONS, Visible
@@ -43,10 +45,10 @@ def documents_of(rows: int, tokens: int) -> Tensor:
 BATCHES: dict[str, dict[str, Tensor]] = {
     "plain": {"input_ids": ids_of(2, 20)},
     "one_token": {"input_ids": ids_of(3, 1)},
-    "longer_than_two_blocks": {"input_ids": ids_of(2, 300)},
+    "long": {"input_ids": ids_of(2, 600)},  # so long that segment_local leaves keys out
     "left_padded": {"input_ids": ids_of(3, 20), "attention_mask": mask_of(5, 0, 19, tokens=20)},
     "right_padded": {"input_ids": ids_of(3, 20), "attention_mask": mask_of(-5, 0, -19, tokens=20)},
-    "long_and_padded": {"input_ids": ids_of(2, 300), "attention_mask": mask_of(140, -9, tokens=300)},
+    "long_and_padded": {"input_ids": ids_of(2, 600), "attention_mask": mask_of(140, -9, tokens=600)},
     "packed": {"input_ids": ids_of(2, 20), "document_ids": documents_of(2, 20)},
     "packed_and_padded": {
         "input_ids": ids_of(2, 20),
@@ -94,8 +96,20 @@ def test_grouped_query_heads_match_eager(
         make_model(scheme, num_key_value_heads=kv_heads, attn_implementation=name)
         for name in (attention, "eager")
     )
-    ids = ids_of(2, 20)
-    torch.testing.assert_close(fast(ids).logits, slow(ids).logits, rtol=1e-4, atol=1e-4)
+    for ids in (ids_of(2, 20), ids_of(2, 600)):
+        torch.testing.assert_close(fast(ids).logits, slow(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", FAST)
+def test_pieces_of_a_long_text_match_eager(make_model: ModelMaker, attention: str) -> None:
+    batch = BATCHES["long_and_padded"]
+    expected = make_model("bipe-alibi", attn_implementation="eager")(**batch).logits
+    model, cache, found = make_model("bipe-alibi", attn_implementation=attention), DynamicCache(), []
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for start, stop in pairwise([0, 520, 590, *range(591, 601)]):
+        found.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache).logits)
+    real = mask.bool()
+    torch.testing.assert_close(torch.cat(found, dim=1)[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
 class TableBias(Bias):

@@ -189,7 +189,7 @@ def test_documents_leave_out_each_other_whatever_the_slope() -> None:
 
 
 def test_a_padded_query_gets_zero() -> None:
-    case = make_case([4] * 60, [1.5, 6.0], pads=130)
+    case = make_case([4] * 150, [1.5, 6.0], pads=130)
     layer = SimpleNamespace(num_key_value_groups=1, training=False)
     mixed, _ = ATTENTIONS["segment_local"](
         layer,
