@@ -17,7 +17,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print each row as a JSON obj
 def attention(
     lengths: Annotated[str, typer.Option(help="Tokens, such as 2048,8192.")] = "2048,8192",
     implementations: Annotated[
-        str, typer.Option(help="Of eager, sdpa, segment_local, flex and materialised (SDPA, stored bias).")
+        str,
+        typer.Option(
+            help="Of eager, sdpa, segment_local and flex; and SDPA with its whole bias materialised in each "
+            "call, or stored before."
+        ),
     ] = "segment_local,sdpa",
     against: Annotated[
         str, typer.Option(help="The baseline: causal (SDPA without a bias) or one of the others.")

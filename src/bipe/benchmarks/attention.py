@@ -25,8 +25,10 @@ CAUSAL = "causal"
 """The baseline: `scaled_dot_product_attention(is_causal=True)`, without a bias."""
 
 MATERIALISED = "materialised"
-"""The same kernel with bias and causal order as one stored tensor `(1, H, T, T)`, made before the clock
-starts and counts as extra memory."""
+"""The same kernel with bias and causal order as one tensor `(1, H, T, T)`, which each call makes."""
+
+STORED = "stored"
+"""The same with a tensor that is made before the clock starts, and counts as extra memory."""
 
 LONGEST_CHECKED = 4096
 """Tokens up to which outputs are compared with attention over all keys in float64."""
@@ -61,10 +63,10 @@ class Layer:
         return self.query.shape[2]
 
     def attend(self, implementation: str, parts: Sequence[Tensor] | None = None) -> Tensor:
-        """The mixed values, `(1, H, T, K)`, by an entry of `ATTENTIONS` or one of the two above."""
+        """The mixed values, `(1, H, T, K)`, by an entry of `ATTENTIONS` or of the kernels above."""
         query, key, value = parts or (self.query, self.key, self.value)
-        if implementation in (CAUSAL, MATERIALISED):
-            mask = self.mask if implementation == MATERIALISED else None
+        if implementation in MASKS:
+            mask = MASKS[implementation](self)
             return scaled_dot_product_attention(
                 query,
                 key,
@@ -82,7 +84,11 @@ class Layer:
 
     @cached_property
     def mask(self) -> Tensor:
-        """The bias and the causal order, `(1, H, T, T)`; made once, as a model would for all its layers."""
+        """As `make_mask`, made once."""
+        return self.make_mask()
+
+    def make_mask(self) -> Tensor:
+        """The bias, and the lowest number where a key is later than its query, `(1, H, T, T)`."""
         everything = slice(0, self.tokens)
         later = ~Visible(self.tokens, self.tokens, device=self.query.device).dense
         bias = self.relation.bias
@@ -105,6 +111,13 @@ class Layer:
             mixed.append(weights @ value)
         return torch.cat(mixed, dim=2)
 
+
+MASKS: dict[str, Callable[[Layer], Tensor | None]] = {
+    CAUSAL: lambda layer: None,
+    MATERIALISED: Layer.make_mask,
+    STORED: lambda layer: layer.mask,
+}
+"""What the kernel is given, by the name of what is measured beside `ATTENTIONS`."""
 
 Layers = Callable[[int], list[Layer]]
 """The layers for a number of tokens."""
@@ -149,7 +162,7 @@ def captured_layers(model: BipeForCausalLM, ids: Tensor) -> Layers:
 def measure(
     layers: Layers,
     lengths: Sequence[int],
-    implementations: Sequence[str] = ("segment_local", "sdpa", MATERIALISED),
+    implementations: Sequence[str] = ("segment_local", "sdpa"),
     *,
     baseline: str = CAUSAL,
     backward: bool = False,
@@ -168,9 +181,9 @@ def measure(
     if not lengths or lengths[0] < 1:
         raise ValueError(f"Lengths are whole numbers of tokens, at least 1; got {lengths}.")
     for name in (baseline, *implementations):
-        choose("attention implementation", {**ATTENTIONS, CAUSAL: None, MATERIALISED: None}, name)
+        choose("attention implementation", {**ATTENTIONS, **MASKS}, name)
     made = {length: layers(length) for length in lengths}
-    if MATERIALISED in (baseline, *implementations):
+    if {MATERIALISED, STORED} & {baseline, *implementations}:
         _check_room(made[lengths[-1]], lengths[-1])
     works: dict[tuple[str, int], Work] = {
         (name, length): _work(made[length], name, backward)
@@ -212,14 +225,14 @@ def measure(
 
 
 def _check_room(layers: Sequence[Layer], length: int) -> None:
-    """Refuse a stored bias that would fill the memory: it is made, masked and copied by the kernel."""
+    """Refuse a bias that would fill the memory: it is made, masked and copied by the kernel."""
     query = layers[0].query
     needed = 3 * 4 * query.shape[1] * length**2
     free = torch.cuda.mem_get_info()[0] if query.is_cuda else psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
-            f"A stored bias at {length} tokens takes {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB "
-            "are free: leave out 'materialised' or give shorter lengths."
+            f"A bias of {length} by {length} takes {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB are "
+            f"free: leave out {MATERIALISED!r} and {STORED!r}, or give shorter lengths."
         )
 
 
