@@ -8,8 +8,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:Only .* windows:UserWarning")
-def test_the_python_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def test_the_python_examples_print_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    example = "".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
     exec(compile(example, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     promised = re.findall(r"print\(.*\)  # (\[\[.*\]\])", example)

@@ -84,6 +84,16 @@ def test_generate_samples_the_same_text_for_the_same_seed(trained, capsys):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_bounded_cache_writes_the_same_text(finished, capsys):
+    model = finished[0] / "runs" / "bipe-alibi-auto-0"
+    command = ["generate", "--model", str(model), "--prompt", "the cat saw. it ran", "--max-new-tokens", "40"]
+    texts = []
+    for more in ([], ["--bounded-cache"]):
+        assert run(app, [*command, *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith("the cat saw. it ran")
+
+
 def test_a_prompt_starts_as_training_documents_do(trained, monkeypatch):
     from tokenizers.processors import TemplateProcessing
 
@@ -115,6 +125,7 @@ def test_a_prompt_starts_as_training_documents_do(trained, monkeypatch):
             "nowhere is no folder of a model",
         ),
         (["generate", "--model", "MODEL", "--prompt", ""], "prompt is empty"),
+        (["generate", "--model", "MODEL", "--prompt", "a", "--bounded-cache"], "use the default cache"),
         (["generate", "--model", "MODEL", "--prompt", "a", "--max-new-tokens", "0"], "at least 1; got 0"),
         (["evaluate", "length-curve", "--model", "MODEL", "--data", "TEST", "--lengths", "16,x"], "'16,x'"),
         (
