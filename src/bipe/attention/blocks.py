@@ -153,7 +153,8 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, work: _Work, *biases: Tensor) -> Tensor:
-        mixed = torch.empty_like(query)
+        # Laid out as the caller will read it, `(B, T, H, K)`.
+        mixed = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         for index, block in enumerate(work.blocks):
             parts = block.of_queries(query), block.of_keys(key), block.of_keys(value)
             block.of_queries(mixed).copy_(work.attend(index, *parts))

@@ -9,7 +9,7 @@ The norms are measured, so this holds for any weights.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -29,6 +29,9 @@ ROUNDING = 1e-5
 
 FAR = 2**32
 """Further than any index reaches inside a document."""
+
+PIECE = 2048
+"""Tokens whose products are in memory at once."""
 
 WORTH_FINDING = 512
 """Keys from which on finding those in reach costs less than looking at all."""
@@ -149,15 +152,29 @@ def nats_apart(query: Tensor, key: Tensor, visible: Visible, scaling: float, row
     """How far the bias must have fallen for a key to be left out, `(B, H, blocks)` float32."""
     own = visible.columns_of(slice(0, visible.targets))
     key = key[:, :, : own.stop]
-    norms = torch.linalg.vector_norm(key.float(), dim=-1).cummax(dim=-1).values[..., own]
-    highest = torch.linalg.vector_norm(query.float(), dim=-1) * norms * abs(scaling)
-    itself = (query.float() * key[:, :, own].float()).sum(dim=-1) * scaling
+    norms = _in_pieces(_norm, key).cummax(dim=-1).values[..., own]
+    highest = _in_pieces(_norm, query) * norms * abs(scaling)
+    itself = _in_pieces(_product, query, key[:, :, own]) * scaling
     gap = highest * (1 + 2 * ROUNDING) - itself
     if visible.real is not None:
         gap = gap.masked_fill(~visible.real[:, None, own], 0)
     missing = -visible.targets % rows
     gap = nn.functional.pad(gap, (0, missing)).unflatten(-1, (-1, rows)).amax(dim=-1)
     return gap + WEIGHT_LEFT_OUT + math.log(own.stop) + ROUNDING
+
+
+def _in_pieces(reduce: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Reduce the last dimension of `(B, H, n, K)` tensors in float32, `(B, H, n)`."""
+    pieces = zip(*(tensor.split(PIECE, dim=2) for tensor in tensors), strict=True)
+    return torch.cat([reduce(*(part.float() for part in parts)) for parts in pieces], dim=-1)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dim=-1)
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    return (first * second).sum(dim=-1)
 
 
 def _runs(starts: Sequence[int], end: int) -> list[tuple[int, int, int]]:
