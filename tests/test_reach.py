@@ -36,7 +36,7 @@ def test_the_gap_is_the_largest_that_hidden_states_can_make(make_model: MakeMode
     layer: Any = model.model.layers[0]
     with torch.no_grad():
         layer.input_layernorm.weight.uniform_(0.5, 2)
-    gap = logit_gap(layer, rounded=0)
+    gap = logit_gap(layer, rounding=0)
     torch.manual_seed(0)
     best = torch.full((4,), -math.inf, dtype=torch.float64)
     own, other = (ball(256, width).requires_grad_() for _ in range(2))
@@ -61,13 +61,92 @@ def test_biases_of_projections_widen_the_gap(make_model: MakeModel) -> None:
     with torch.no_grad():
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
             projection.bias.normal_(std=3)
-    gap = logit_gap(layer, rounded=0)
+    gap = logit_gap(layer, rounding=0)
     torch.manual_seed(0)
     query, key = queries_and_keys(model, ball(2000, 32))
     logits = torch.einsum("ihk,jhk->hij", query, key) * layer.self_attn.scaling
     rise = (logits - logits.diagonal(dim1=1, dim2=2)[..., None]).amax(dim=(1, 2))
     assert (rise <= gap).all()
     assert (rise > 0.3 * gap).all()
+
+
+def crafted(make_model: MakeModel, size: float, **fields: Any) -> BipeForCausalLM:
+    """One layer of one head of 16, whose queries and keys are the first half of the hidden state times `size`."""
+    model = make_model(
+        "alibi",
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_hidden_layers=1,
+        inter={"type": "alibi", "scale": 512.0},  # a slope of 2
+        **fields,
+    )
+    attention: Any = model.model.layers[0].self_attn
+    with torch.no_grad():
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight.copy_(size * torch.eye(16, 32))
+    return model
+
+
+def test_the_bound_is_made_of_the_gap_the_rounding_and_the_weight_left_out(make_model: MakeModel) -> None:
+    model = crafted(make_model, 5.0)
+    layer: Any = model.model.layers[0]
+    # u'P(v - u) is |Pu| - |Pu|^2 at most, which is 1/4; times 5^2, the radius squared, and 1 / sqrt(16).
+    exact = 25 * 32 / 4 / 4
+    assert logit_gap(layer, rounding=0).item() == pytest.approx(exact, rel=1e-4)
+    # Two states, query and key, each by half a unit and twice; two matrices of rank 16 by their Frobenius norm.
+    rounded = 2 * 25 * 32 * (4 + math.sqrt(16)) / 4 * torch.finfo(torch.bfloat16).eps
+    assert logit_gap(layer).item() == pytest.approx(exact + rounded, rel=1e-4)
+    left_out = 24 * math.log(2) + 31 * math.log(2)
+    assert model.reach().bound.item() == math.floor((exact + rounded + left_out) / 2)
+
+
+def test_the_bias_of_queries_counts_in_full(make_model: MakeModel) -> None:
+    model = crafted(make_model, 3.0, attention_bias=True)
+    layer: Any = model.model.layers[0]
+    with torch.no_grad():
+        layer.self_attn.q_proj.weight.zero_()
+        layer.self_attn.q_proj.bias.copy_(torch.arange(16.0))
+        layer.self_attn.k_proj.bias.fill_(7.0)  # is in both logits
+    exact = 2 * 3 * math.sqrt(32) * torch.arange(16.0).norm().item() / 4
+    assert logit_gap(layer, rounding=0).item() == pytest.approx(exact)
+
+
+def test_half_precision_weights_are_taken_as_they_are(make_model: MakeModel) -> None:
+    model = make_model("bipe-alibi", attention_bias=True).bfloat16()
+    layer: Any = model.model.layers[0]
+    with torch.no_grad():
+        layer.self_attn.k_proj.weight.mul_(1e-3)
+        layer.self_attn.k_proj.bias.fill_(1.0)  # would swallow the weights in bfloat16
+    gap = logit_gap(layer, rounding=0)
+    assert (gap > 0).all()
+    torch.testing.assert_close(logit_gap(layer.float(), rounding=0), gap)
+
+
+def test_dropout_in_an_adapter_does_not_count(make_model: MakeModel) -> None:
+    model = make_model("bipe-alibi").train()
+    layer: Any = model.model.layers[0]
+    expected = logit_gap(layer)
+    layer.self_attn.q_proj = torch.nn.Sequential(torch.nn.Dropout(0.5), layer.self_attn.q_proj)
+    torch.testing.assert_close(logit_gap(layer), expected, rtol=0, atol=0)
+    assert layer.self_attn.q_proj[0].training
+
+
+def test_weights_that_are_no_numbers_are_refused(make_model: MakeModel) -> None:
+    model = make_model("bipe-alibi")
+    torch.nn.init.constant_(model.model.layers[1].self_attn.k_proj.weight, math.nan)
+    with pytest.raises(ValueError, match="not all finite"):
+        model.reach()
+
+
+def test_a_flat_head_reaches_back_to_the_first_token_and_no_padding(make_model: MakeModel) -> None:
+    model = make_model("bipe-alibi", inter={"type": "alibi", "scale": 1e-6})
+    mask = torch.ones(2, 60, dtype=torch.int64)
+    mask[:, :25] = 0
+    mask[0, 25:] = 0
+    reach = model.reach(torch.randint(0, 12, (2, 60)), mask)
+    assert reach.needed is not None
+    assert (reach.needed.tokens == 34).all()
 
 
 def test_no_weights_leave_no_gap(make_model: MakeModel) -> None:
@@ -132,9 +211,10 @@ def test_what_a_text_needs_is_within_the_bound(make_model: MakeModel) -> None:
 
 def test_a_scheme_that_does_not_decay_reaches_everything(make_model: MakeModel) -> None:
     model = make_model("bipe-rope").train()
+    model.model.layers[1].eval()
     reach = model.reach(torch.randint(0, 12, (1, 50)))
     assert reach.bound.isinf().all() and reach.needed is not None and reach.needed.tokens.isinf().all()
-    assert model.training
+    assert model.training and model.model.layers[0].training and not model.model.layers[1].training
     assert not model.model.layers[0].self_attn._forward_pre_hooks
 
 

@@ -1,13 +1,15 @@
 """Tokens read in pieces against the same tokens read at once."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import DynamicCache
 
-from bipe import EveryToken, FixedLength, Never, TokenSet, bilevel_positions
+from bipe import BipeForCausalLM, EveryToken, FixedLength, Never, TokenSet, bilevel_positions
 from bipe.models.cache import TokenState, read_tokens
 from bipe.positions import token_index
 from bipe.segmentation.base import Segmenter
@@ -40,3 +42,18 @@ def test_pieces_have_the_state_of_the_whole(segmenter: Segmenter, data: st.DataO
     for name in ("segment", "offset", "token", "document_ids", "real"):
         assert torch.equal(getattr(state, name), getattr(whole, name)), name
     assert torch.equal(state.is_end & real, is_end & real)  # on padding nobody reads it
+
+
+def test_a_document_goes_on_behind_padding_of_another_name(
+    make_model: Callable[..., BipeForCausalLM],
+) -> None:
+    model = make_model("bipe-alibi")
+    torch.manual_seed(0)
+    ids, mask = torch.randint(0, 12, (2, 30)), torch.ones(2, 30, dtype=torch.int64)
+    mask[1, 15:20] = 0
+    documents = torch.where(mask.bool(), 5, 0)
+    cache = DynamicCache()
+    model(ids[:, :20], attention_mask=mask[:, :20], document_ids=documents[:, :20], past_key_values=cache)
+    later = model(ids[:, 20:], attention_mask=mask, past_key_values=cache).logits
+    whole = model(ids, attention_mask=mask, use_cache=False).logits[:, 20:]
+    torch.testing.assert_close(later, whole, rtol=1e-4, atol=1e-5)

@@ -17,20 +17,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print each row as a JSON obj
 def attention(
     lengths: Annotated[str, typer.Option(help="Tokens, such as 2048,8192.")] = "2048,8192",
     implementations: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Of eager, sdpa, segment_local and flex; and SDPA with its whole bias materialised in each "
-            "call, or stored before."
+            "forward, or stored before. Default: sdpa, and segment_local where the bias decays."
         ),
-    ] = "segment_local,sdpa",
+    ] = None,
     against: Annotated[
         str, typer.Option(help="The baseline: causal (SDPA without a bias) or one of the others.")
     ] = "causal",
     backward: Annotated[bool, typer.Option("--backward", help="Time forward and backward.")] = False,
-    heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 12,
-    head_width: Annotated[int, typer.Option(min=1, help="Width of a head.")] = 64,
-    tokens_per_segment: Annotated[int, typer.Option(min=1, help="Tokens in a segment.")] = 25,
-    scale: Annotated[float, typer.Option(min=0, help="Scale of ALiBi's slopes.")] = 96.0,
+    heads: Annotated[int | None, typer.Option(min=1, help="Heads. Default: 12.")] = None,
+    head_width: Annotated[int | None, typer.Option(min=1, help="Width of a head. Default: 64.")] = None,
+    tokens_per_segment: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in a segment. Default: 25.")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(min=0, help="Scale of ALiBi's slopes. Default: 96.")] = None,
     model: Annotated[
         Path | None,
         typer.Option(help="Folder of a model whose queries and keys to take, and whose reach to tell."),
@@ -48,17 +50,25 @@ def attention(
     looks: by its weights (bound), by the rule of segment_local on the text (needed), and with 99 % of its
     attention.
     """
-    from bipe.benchmarks.attention import captured_layers, drawn_layers, measure
-    from bipe.benchmarks.reach import longest_text, reach_rows
+    from bipe.benchmarks.attention import captured_layers, check, drawn_layers, measure
+    from bipe.benchmarks.reach import decays, longest_text, reach_rows
     from bipe_cli.values import numbers, words
 
     _use(threads)
-    wanted, names = numbers("--lengths", lengths), words(implementations)
+    wanted = numbers("--lengths", lengths)
+    drawn = {"heads": heads, "width": head_width, "tokens_per_segment": tokens_per_segment, "scale": scale}
+    given = {name: value for name, value in drawn.items() if value is not None}
     if model is None:
-        layers = drawn_layers(heads, head_width, tokens_per_segment, scale)
+        names = words(implementations or "segment_local,sdpa")
+        check(wanted, [against, *names])
+        layers = drawn_layers(**given)
+    elif given:
+        raise ValueError("Heads, their width, segments and scale are those of the model; leave them out.")
     else:
         loaded, ids = longest_text(model, data or [])
-        _print(reach_rows(loaded, ids[: max(wanted, default=0)]), _reach_line, as_json)
+        names = words(implementations or ("segment_local,sdpa" if decays(loaded) else "sdpa"))
+        check(wanted, [against, *names], decays=decays(loaded), available=len(ids))
+        _print(reach_rows(loaded, ids[: max(wanted)]), _reach_line, as_json)
         layers = captured_layers(loaded, ids)
     rows = measure(layers, wanted, names, baseline=against, backward=backward, rounds=rounds)
     _print(rows, _attention_line, as_json)

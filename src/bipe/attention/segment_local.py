@@ -67,7 +67,8 @@ def segment_local_attention(
         The mixed values `(B, T, H, K)`, zero for padding, and None for the weights.
 
     Raises:
-        ValueError: there is no bias or it does not decay, or the index falls inside a document.
+        ValueError: there is no bias or it does not decay, or the index falls inside a document of
+            `WORTH_FINDING` keys or more.
     """
     bias = relation.bias
     if not isinstance(bias, DecayingBias):

@@ -1,8 +1,8 @@
 """Attention with a bias on segments, relative to the causal kernel without one."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,10 +25,12 @@ CAUSAL = "causal"
 """The baseline: `scaled_dot_product_attention(is_causal=True)`, without a bias."""
 
 MATERIALISED = "materialised"
-"""The same kernel with bias and causal order as one tensor `(1, H, T, T)`, which each call makes."""
+"""The same kernel with bias and causal order as one tensor `(1, H, T, T)`, which is made for each forward."""
 
 STORED = "stored"
-"""The same with a tensor that is made before the clock starts, and counts as extra memory."""
+"""The same with a tensor that was made before the clock started, and counts as extra memory."""
+
+MASKED = (MATERIALISED, STORED)
 
 LONGEST_CHECKED = 4096
 """Tokens up to which outputs are compared with attention over all keys in float64."""
@@ -62,17 +64,25 @@ class Layer:
         """T."""
         return self.query.shape[2]
 
-    def attend(self, implementation: str, parts: Sequence[Tensor] | None = None) -> Tensor:
-        """The mixed values, `(1, H, T, K)`, by an entry of `ATTENTIONS` or of the kernels above."""
+    def attend(
+        self, implementation: str, parts: Sequence[Tensor] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The mixed values, `(1, H, T, K)`.
+
+        Args:
+            implementation: an entry of `ATTENTIONS`, or one of the above.
+            parts: queries, keys and values in place of the layer's own.
+            mask: of `make_mask`, for the kernels that take one.
+        """
         query, key, value = parts or (self.query, self.key, self.value)
-        if implementation in MASKS:
-            mask = MASKS[implementation](self)
+        if implementation in (CAUSAL, *MASKED):
+            mask = None if implementation == CAUSAL else mask
             return scaled_dot_product_attention(
                 query,
                 key,
                 value,
                 attn_mask=mask,
-                is_causal=mask is None,
+                is_causal=implementation == CAUSAL,
                 scale=self.scaling,
                 enable_gqa=self.groups > 1,
             )
@@ -81,11 +91,6 @@ class Layer:
         attend = choose("attention implementation", ATTENTIONS, implementation)
         mixed, _ = attend(layer, query, key, value, visible, relation=self.relation, scaling=self.scaling)
         return mixed.transpose(1, 2)
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """As `make_mask`, made once."""
-        return self.make_mask()
 
     def make_mask(self) -> Tensor:
         """The bias, and the lowest number where a key is later than its query, `(1, H, T, T)`."""
@@ -112,13 +117,6 @@ class Layer:
         return torch.cat(mixed, dim=2)
 
 
-MASKS: dict[str, Callable[[Layer], Tensor | None]] = {
-    CAUSAL: lambda layer: None,
-    MATERIALISED: Layer.make_mask,
-    STORED: lambda layer: layer.mask,
-}
-"""What the kernel is given, by the name of what is measured beside `ATTENTIONS`."""
-
 Layers = Callable[[int], list[Layer]]
 """The layers for a number of tokens."""
 
@@ -126,7 +124,13 @@ Layers = Callable[[int], list[Layer]]
 def drawn_layers(
     heads: int = 12, width: int = 64, tokens_per_segment: int = 25, scale: float = 96.0, seed: int = 0
 ) -> Layers:
-    """One layer of BiPE-ALiBi with queries, keys and values from N(0, 1) and segments of one length."""
+    """One layer of BiPE-ALiBi with queries, keys and values from N(0, 1) and segments of one length.
+
+    Raises:
+        ValueError: the scale is negative or no number.
+    """
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"ALiBi's scale must be a finite number, at least 0; got {scale}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def make(tokens: int) -> list[Layer]:
@@ -143,8 +147,6 @@ def captured_layers(model: BipeForCausalLM, ids: Tensor) -> Layers:
     """All layers of a model, with what they work on when it reads the beginning of a text, `(n,)` int64."""
 
     def make(tokens: int) -> list[Layer]:
-        if tokens > len(ids):
-            raise ValueError(f"The longest text has {len(ids)} tokens; {tokens} were asked for.")
         found: list[Layer] = []
 
         def watch(
@@ -157,6 +159,37 @@ def captured_layers(model: BipeForCausalLM, ids: Tensor) -> Layers:
         return found
 
     return make
+
+
+def check(
+    lengths: Sequence[int],
+    implementations: Sequence[str],
+    *,
+    decays: bool = True,
+    available: int | None = None,
+) -> list[int]:
+    """The lengths in order, each once, where all of this can be measured.
+
+    Args:
+        lengths: in tokens.
+        implementations: names, the baseline's too.
+        decays: whether the bias does.
+        available: tokens of the text; None for as many as wanted.
+
+    Raises:
+        ValueError: an unknown implementation, one that cannot honour the bias, no length, or one that the
+            text does not have.
+    """
+    lengths = sorted(set(lengths))
+    if not lengths or lengths[0] < 1:
+        raise ValueError(f"Lengths are whole numbers of tokens, at least 1; got {lengths}.")
+    if available is not None and lengths[-1] > available:
+        raise ValueError(f"The longest text has {available} tokens; {lengths[-1]} were asked for.")
+    for name in implementations:
+        choose("attention implementation", {**ATTENTIONS, **dict.fromkeys((CAUSAL, *MASKED))}, name)
+    if "segment_local" in implementations and not decays:
+        raise ValueError("segment_local needs a bias that decays, and this model has none: leave it out.")
+    return lengths
 
 
 def measure(
@@ -175,77 +208,80 @@ def measure(
     A row `growth` has the ratios of the time and of the peak to those at the length `shorter`.
 
     Raises:
-        ValueError: an unknown implementation, no round, no length, or one that the text does not have.
+        ValueError: as `check`, or no round, or a materialised bias that does not fit in memory.
     """
-    lengths = sorted(set(lengths))
-    if not lengths or lengths[0] < 1:
-        raise ValueError(f"Lengths are whole numbers of tokens, at least 1; got {lengths}.")
-    for name in (baseline, *implementations):
-        choose("attention implementation", {**ATTENTIONS, **MASKS}, name)
+    names = list(dict.fromkeys((baseline, *implementations)))
+    lengths = check(lengths, names)
     made = {length: layers(length) for length in lengths}
-    if {MATERIALISED, STORED} & {baseline, *implementations}:
-        _check_room(made[lengths[-1]], lengths[-1])
+    _check_room(made, names)
+    masks = {length: made[length][0].make_mask() for length in lengths if STORED in names}
     works: dict[tuple[str, int], Work] = {
-        (name, length): _work(made[length], name, backward)
+        (name, length): _work(made[length], name, masks.get(length), backward)
         for length in lengths
-        for name in dict.fromkeys((baseline, *implementations))
+        for name in names
     }
-    peaks = {which: extra_peak_bytes(work) for which, work in works.items()}
+    peaks = {
+        (name, length): extra_peak_bytes(work) + (masks[length].nbytes if name == STORED else 0)
+        for (name, length), work in works.items()
+    }
     times = seconds_of(works, rounds)
     mode = "forward and backward" if backward else "forward"
-    rows: list[dict[str, Any]] = []
-    for (name, length), seconds in times.items():
-        checked = length <= LONGEST_CHECKED and name != CAUSAL
-        rows.append(
-            {
-                "row": "cost",
-                "implementation": name,
-                "length": length,
-                "mode": mode,
-                "baseline": baseline,
-                **ratio(seconds, times[baseline, length]).to_dict(),
-                "extra_peak_bytes": peaks[name, length],
-                "error": _error(made[length], name) if checked else None,
-            }
-        )
-    for name in dict.fromkeys(name for name, _ in times):
-        for shorter, longer in pairwise(lengths):
-            rows.append(
-                {
-                    "row": "growth",
-                    "implementation": name,
-                    "length": longer,
-                    "shorter": shorter,
-                    "mode": mode,
-                    **ratio(times[name, longer], times[name, shorter]).to_dict(),
-                    "peak_ratio": round(peaks[name, longer] / peaks[name, shorter], 3),
-                }
-            )
-    return rows
+    costs: list[dict[str, Any]] = [
+        {
+            "row": "cost",
+            "implementation": name,
+            "length": length,
+            "mode": mode,
+            "baseline": baseline,
+            **ratio(seconds, times[baseline, length]).to_dict(),
+            "extra_peak_bytes": peaks[name, length],
+            "error": _error(made[length], name, masks.get(length)) if length <= LONGEST_CHECKED else None,
+        }
+        for (name, length), seconds in times.items()
+    ]
+    return costs + [
+        {
+            "row": "growth",
+            "implementation": name,
+            "length": longer,
+            "shorter": shorter,
+            "mode": mode,
+            **ratio(times[name, longer], times[name, shorter]).to_dict(),
+            "peak_ratio": round(peaks[name, longer] / peaks[name, shorter], 3),
+        }
+        for name in names
+        for shorter, longer in pairwise(lengths)
+    ]
 
 
-def _check_room(layers: Sequence[Layer], length: int) -> None:
-    """Refuse a bias that would fill the memory: it is made, masked and copied by the kernel."""
-    query = layers[0].query
-    needed = 3 * 4 * query.shape[1] * length**2
+def _check_room(made: Mapping[int, Sequence[Layer]], names: Sequence[str]) -> None:
+    """Refuse a bias that would fill the memory: while one is made there are two, and the kernel copies it."""
+    stored = sum(length**2 for length in made) if STORED in names else 0
+    squares = stored + (2 * max(made) ** 2 if set(MASKED) & set(names) else 0)
+    query = made[max(made)][0].query
+    needed = squares * query.shape[1] * query.element_size()
     free = torch.cuda.mem_get_info()[0] if query.is_cuda else psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
-            f"A bias of {length} by {length} takes {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB are "
-            f"free: leave out {MATERIALISED!r} and {STORED!r}, or give shorter lengths."
+            f"A bias of {max(made)} by {max(made)} takes {needed / 2**30:.0f} GiB with its copies, and "
+            f"{free / 2**30:.0f} GiB are free: give shorter lengths, or leave out {' and '.join(MASKED)}."
         )
 
 
-def _work(layers: Sequence[Layer], implementation: str, backward: bool) -> Work:
+def _work(layers: Sequence[Layer], implementation: str, stored: Tensor | None, backward: bool) -> Work:
+    def mask() -> Tensor | None:
+        return layers[0].make_mask() if implementation == MATERIALISED else stored
+
     def forward() -> list[Tensor]:
         with torch.no_grad():
-            return [layer.attend(implementation) for layer in layers]
+            shared = mask()
+            return [layer.attend(implementation, mask=shared) for layer in layers]
 
     def both() -> list[Tensor]:
-        gradients: list[Tensor] = []
+        shared, gradients = mask(), []
         for layer in layers:
             parts = [part.detach().requires_grad_() for part in (layer.query, layer.key, layer.value)]
-            mixed = layer.attend(implementation, parts)
+            mixed = layer.attend(implementation, parts, shared)
             gradients += torch.autograd.grad(mixed, parts, torch.ones_like(mixed))
         return gradients
 
@@ -253,5 +289,10 @@ def _work(layers: Sequence[Layer], implementation: str, backward: bool) -> Work:
 
 
 @torch.no_grad()
-def _error(layers: Sequence[Layer], implementation: str) -> float:
-    return max(float((layer.attend(implementation) - layer.exact()).abs().max()) for layer in layers)
+def _error(layers: Sequence[Layer], implementation: str, stored: Tensor | None) -> float | None:
+    if implementation == CAUSAL:
+        return None
+    mask = layers[0].make_mask() if implementation == MATERIALISED else stored
+    return max(
+        float((layer.attend(implementation, mask=mask) - layer.exact()).abs().max()) for layer in layers
+    )

@@ -1,6 +1,7 @@
 """Time works in turn, so that what slows the machine slows all of them, and measure what memory they take."""
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -42,8 +43,8 @@ def seconds_of(works: Mapping[K, Work], rounds: int) -> dict[K, list[float]]:
     """Wall times of each work, one a round, after a round that does not count.
 
     Args:
-        works: by name; each round runs all, and starts one further on than the round before, so that no work
-            always finds the caches as the same other left them.
+        works: by name; each round runs all in an order of its own, so that no work always finds the caches as
+            the same other left them.
         rounds: at least 1.
 
     Raises:
@@ -52,10 +53,11 @@ def seconds_of(works: Mapping[K, Work], rounds: int) -> dict[K, list[float]]:
     if rounds < 1:
         raise ValueError(f"A benchmark takes at least one round; got {rounds}.")
     names = list(works)
-    times: dict[K, list[float]] = {name: [] for name in names}
+    times: dict[K, list[float]] = {name: [] for name in works}
+    draw = random.Random(0)
     for index in range(-1, rounds):
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
+        draw.shuffle(names)
+        for name in names:
             _wait()
             start = time.perf_counter()
             works[name]()

@@ -65,14 +65,14 @@ def measure_steps(
         the extra peak memory of a step relative to Llama's.
 
     Raises:
-        ValueError: an unknown scheme, a length below 2, or no round.
+        ValueError: an unknown scheme, a size that does not divide, a length below 2, or no round.
     """
     size, device = size or Size(), _device()
     if not schemes or not lengths or min(lengths) < 2:
         raise ValueError(f"Give at least one scheme and lengths of 2 or more tokens; got {list(lengths)}.")
     torch.manual_seed(seed)
-    models: dict[str, PreTrainedModel] = {LLAMA: size.llama()}
-    models |= {scheme: size.scheme(scheme) for scheme in schemes}
+    models: dict[str, PreTrainedModel] = {scheme: size.scheme(scheme) for scheme in schemes}
+    models[LLAMA] = size.llama()
     steps = {name: _Step(model, device) for name, model in models.items()}
     rows = []
     for length in sorted(set(lengths)):

@@ -14,6 +14,9 @@ from bipe.models.checkpoint import load_checkpoint
 SHARE = 0.99
 """Share of the attention weights that `mass` holds."""
 
+MOST_TOKENS = 8192
+"""Of a text that reach is measured on, since all its pairs are looked at."""
+
 
 def longest_text(directory: Path, data: Sequence[str]) -> tuple[BipeForCausalLM, Tensor]:
     """A model and the longest document of some sources as its ids, `(n,)` int64.
@@ -30,13 +33,19 @@ def longest_text(directory: Path, data: Sequence[str]) -> tuple[BipeForCausalLM,
     return checkpoint.model, max(encode(load_documents(list(data)), checkpoint.tokenizer), key=len).long()
 
 
+def decays(model: BipeForCausalLM) -> bool:
+    """Whether the bias of a model decays, so that `segment_local` honours it."""
+    return model.model.inter.decays
+
+
 def reach_rows(model: BipeForCausalLM, ids: Tensor) -> list[dict[str, Any]]:
     """A row for each layer and head; distances are None where there is no limit.
 
     Args:
         model: any scheme.
-        ids: `(n,)` int64, the text.
+        ids: `(n,)` int64, the text, of which the first `MOST_TOKENS` are read.
     """
+    ids = ids[:MOST_TOKENS]
     reach = model.reach(ids[None].to(model.device), share=SHARE)
     assert reach.needed is not None and reach.mass is not None
     columns = {

@@ -126,7 +126,7 @@ class BipeModel(BipePreTrainedModel):
         if document_ids is None:
             document_ids = torch.zeros_like(input_ids) if borders is None else borders
             if past is not None:
-                document_ids = document_ids + past.document_ids[:, -1:]
+                document_ids = document_ids + past.last_real().document_ids
         return read_tokens(
             self.segmenter, input_ids, real[:, -input_ids.shape[1] :].bool(), document_ids, past
         )
@@ -150,7 +150,7 @@ class BipeModel(BipePreTrainedModel):
         Args:
             input_ids: `(B, T)` int64.
             attention_mask: `(B, S)`, 0 on padding, over the cached tokens and this call's; `(B, T)` will do
-                where the cache remembers its padding.
+                where the cache remembers its padding, which counts whatever this says of cached tokens.
             position_ids: `(B, T)` plain token positions. Only their breaks are read: where there are neither
                 `document_ids` nor `positions`, any step other than +1 between real tokens starts a document,
                 as packing collators mean it, and so does a 0 behind cached tokens.

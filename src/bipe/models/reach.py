@@ -7,6 +7,7 @@ than the maximum of `u' A (v - u)` over two balls, `A = M_q' M_k / sqrt(K)`. A k
 that, and by what rounding swallows, is one that the head cannot read, whatever the text says.
 """
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -24,14 +25,13 @@ from bipe.positions import BilevelPositions
 from .layers import BipeAttention, BipeDecoderLayer, watched
 
 if TYPE_CHECKING:
-    from .modeling import BipeForCausalLM
+    from .modeling import BipeForCausalLM, BipeModel, BipePreTrainedModel
 
 LONGEST_TEXT = 2**31
 """Tokens of the longest text that a bound from the weights is for."""
 
-ROUNDED = 4 * torch.finfo(torch.bfloat16).eps
-"""Share of the largest product of norms by which rounding may change a difference of logits: hidden states,
-queries and keys are each rounded, in bfloat16 or finer."""
+COARSE = torch.finfo(torch.bfloat16).eps
+"""Of the coarsest numbers that a model runs in, whatever its weights are kept in."""
 
 
 class Distance(NamedTuple):
@@ -62,12 +62,12 @@ class Reach(NamedTuple):
     mass: Distance | None = None
 
 
-def reach_bound(model: "BipeForCausalLM") -> Tensor:
+def reach_bound(model: "BipePreTrainedModel") -> Tensor:
     """Segments beyond which no head reads, whatever the text, `(layers, H)` float64.
 
     Keys further away weigh at most `2^-24` together, in texts of up to `LONGEST_TEXT` tokens.
     """
-    decoder = model.model
+    decoder = cast("BipeModel", model.base_model)
     nowhere = BilevelPositions(*(torch.zeros(1, 1, dtype=torch.int64) for _ in range(3)))
     bias = decoder.inter(nowhere, nowhere, torch.float32).bias
     layers = [cast("BipeDecoderLayer", layer) for layer in decoder.layers]
@@ -79,35 +79,55 @@ def reach_bound(model: "BipeForCausalLM") -> Tensor:
 
 
 @torch.no_grad()
-def logit_gap(layer: BipeDecoderLayer, rounded: float = ROUNDED) -> Tensor:
+def logit_gap(layer: BipeDecoderLayer, rounding: float = COARSE) -> Tensor:
     """The most by which a logit can exceed that of the query at its own key, `(H,)` float64, without a bias.
 
     Args:
-        layer: its projections may be any linear modules, such as adapted ones; their biases are counted in.
-        rounded: allowance for rounding; 0 for exact arithmetic, where the bound is the maximum itself.
+        layer: its projections may be any linear modules, such as adapted ones; what they add is counted in.
+        rounding: relative precision of the arithmetic; 0 for exact arithmetic, where the bound is attained.
+
+    Raises:
+        ValueError: a weight is not a finite number.
     """
     attention = cast("BipeAttention", layer.self_attn)
-    query, query_offset = _matrix(attention.q_proj, layer.input_layernorm.weight, attention.head_dim)
-    key, key_offset = _matrix(attention.k_proj, layer.input_layernorm.weight, attention.head_dim)
+    weight, width = layer.input_layernorm.weight, attention.head_dim
+    query, query_offset = _matrix(attention.q_proj, weight, width)
     key, key_offset = (
-        part.repeat_interleave(attention.num_key_value_groups, dim=0) for part in (key, key_offset)
+        part.repeat_interleave(attention.num_key_value_groups, dim=0)
+        for part in _matrix(attention.k_proj, weight, width)
     )
     radius = math.sqrt(query.shape[-1])
     gap = torch.tensor([_largest_rise(*pair) for pair in zip(query, key, strict=True)], dtype=torch.float64)
     # The key's offset is in both logits; the query's reads the difference of two keys.
     linear = 2 * radius * torch.linalg.vector_norm(torch.einsum("hk,hkd->hd", query_offset, key), dim=-1)
-    norms = [
-        torch.linalg.matrix_norm(matrix, ord=2) * radius + torch.linalg.vector_norm(offset, dim=-1)
-        for matrix, offset in ((query, query_offset), (key, key_offset))
-    ]
-    allowance = rounded * 2 * norms[0] * norms[1]
+    allowance = rounding * _rounded_share(query, query_offset, key, key_offset, radius)
     return (gap * radius**2 + linear + allowance) * abs(attention.scaling)
 
 
+def _rounded_share(
+    query: Tensor, query_offset: Tensor, key: Tensor, key_offset: Tensor, radius: float
+) -> Tensor:
+    """By how many roundings a difference of two logits may change, `(H,)` float64.
+
+    The hidden states twice, in the norm and by its weight, and then queries and keys are rounded by half the
+    precision each; so are weights that autocast rounds, which errs by their Frobenius norm at most.
+    """
+    norms, weights = [], []
+    for matrix, offset in ((query, query_offset), (key, key_offset)):
+        offset_norm = torch.linalg.vector_norm(offset, dim=-1)
+        norms.append(torch.linalg.matrix_norm(matrix, ord=2) * radius + offset_norm)
+        weights.append(torch.linalg.matrix_norm(matrix) * radius + offset_norm)
+    return 2 * (4 * norms[0] * norms[1] + (weights[0] * norms[1] + norms[0] * weights[1]) / 2)
+
+
 def _matrix(projection: nn.Module, weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The projection after the norm's weight, `(heads, K, D)`, and what it adds, `(heads, K)`."""
-    inputs = torch.cat((torch.diag(weight), torch.zeros_like(weight)[None]))
-    outputs = projection(inputs).double().cpu()
+    """The projection after the norm's weight, `(heads, K, D)`, and what it adds, `(heads, K)`, in float64."""
+    exact = copy.deepcopy(projection).eval().double()
+    inputs = torch.cat((torch.diag(weight), torch.zeros_like(weight)[None])).double()
+    with torch.autocast(weight.device.type, enabled=False):
+        outputs = exact(inputs).cpu()
+    if not torch.isfinite(outputs).all():
+        raise ValueError("The model's weights are not all finite numbers, so nothing bounds its attention.")
     offset = outputs[-1]
     return (outputs[:-1] - offset).T.unflatten(0, (-1, width)), offset.unflatten(0, (-1, width))
 
@@ -131,7 +151,7 @@ def _largest_rise(query: Tensor, key: Tensor) -> float:
         return max(float(top), 0.0) + m / 2
 
     found = minimize_scalar(
-        bound, bounds=(1e-4 * scale, scale), method="bounded", options={"xatol": 1e-4 * scale}
+        bound, bounds=(1e-4 * scale, scale), method="bounded", options={"xatol": 1e-5 * scale}
     )
     return float(cast("Any", found).fun)
 
@@ -170,13 +190,14 @@ def reach_on_text(
             )
         )
 
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     with watched(model.model.layers, watch), torch.no_grad():
         model.eval()
         try:
             model.model(input_ids, attention_mask, document_ids=document_ids, use_cache=False)
         finally:
-            model.train(training)
+            for module, mode in training.items():
+                module.training = mode
     needed, mass = (Distance(*map(torch.stack, zip(*part, strict=True))) for part in zip(*found, strict=True))
     return needed, mass
 
