@@ -6,6 +6,7 @@ Importing this package also registers its model with transformers' Auto classes.
 from bipe.evaluation.base import Score
 from bipe.evaluation.length_curve import length_curve
 from bipe.models import SCHEMES, BipeConfig, BipeForCausalLM, BipeModel, BoundedCache
+from bipe.models.convert import convert
 from bipe.positions import BilevelPositions, bilevel_positions
 from bipe.segmentation import EveryToken, FixedLength, Never, TokenSet
 
@@ -22,5 +23,6 @@ __all__ = [
     "Score",
     "TokenSet",
     "bilevel_positions",
+    "convert",
     "length_curve",
 ]

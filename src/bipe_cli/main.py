@@ -11,6 +11,7 @@ from typer.exceptions import Abort, TyperException
 
 from bipe_cli.bench import bench
 from bipe_cli.compare import compare
+from bipe_cli.convert import convert
 from bipe_cli.evaluate import evaluate
 from bipe_cli.generate import generate
 from bipe_cli.report import report
@@ -50,6 +51,7 @@ WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app.add_typer(bench)
 app.command(context_settings=WITH_SETTINGS)(compare)
+app.command()(convert)
 app.command()(evaluate)
 app.command()(generate)
 app.command()(report)

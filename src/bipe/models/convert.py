@@ -1,0 +1,342 @@
+"""Checkpoints of others as this project's, and back: the released BiPE format, and Llama's architecture."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from bipe.data.tokens import load_tokenizer
+from bipe.registry import choose
+
+from .configuration import BipeConfig
+from .modeling import BipeForCausalLM
+from .schemes import SCHEMES
+from .weights import read_weights
+
+RELEASED_SCHEMES = {"rope": "rope", "alibi": "alibi", "bipe_rope": "bipe-rope", "bipe_alibi": "bipe-alibi"}
+"""Schemes by the released format's `rpe_type`."""
+
+RELEASED_ENDS = (13, 869)
+"""The newline and the lone full stop of LLaMA's vocabulary, which end segments in the released code."""
+
+LLAMA_TYPES = ("llama", "mistral")
+"""Values of `model_type` whose layers are Llama's; Mistral's where it has no sliding window."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a checkpoint holds, in this project's terms.
+
+    Attributes:
+        config: of the model.
+        weights: by the names of `BipeForCausalLM`.
+    """
+
+    config: BipeConfig
+    weights: dict[str, Tensor]
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    scheme: str | None = None,
+    *,
+    rule: str = "paper",
+    end_token_ids: Iterable[int] | None = None,
+    max_offset: int = 1024,
+) -> Path:
+    """Write a checkpoint of this project from one of the authors' released format or of Llama's architecture.
+
+    Without a scheme the model computes what the source does: bit for bit for a Llama. With one it is
+    retrofitted, ready for fine-tuning: weights in common are kept, offset vectors start at zero, and the
+    rotation, of the same base and without scaling, counts what the scheme's segments say. Tokenizer and
+    generation settings are copied.
+
+    Args:
+        source: a folder with `config.json` and weights (safetensors or pickled, whole or in shards), or a
+            `.gguf` file.
+        target: the folder to write, which must not exist or be empty; nothing is left there on failure.
+        scheme: a key of `SCHEMES`, or None for the source's own.
+        rule: what ends a segment in a retrofitted model; see `TokenSet.from_tokenizer`.
+        end_token_ids: these ids instead of a rule.
+        max_offset: rows of a new table of offsets.
+
+    Returns:
+        The target.
+
+    Raises:
+        ValueError: the source is no checkpoint of these kinds, damaged, or its tensors are not those of its
+            config; the scheme is unknown or needs what is not there; the target is in use.
+    """
+    source, target = Path(source), Path(target)
+    if scheme is not None:
+        choose("scheme", SCHEMES, scheme)
+    _check_free(target)
+    found = read_source(source)
+    if scheme is not None:
+        found = _retrofitted(found, source, scheme, rule, end_token_ids, max_offset)
+    with torch.device("meta"):
+        model = BipeForCausalLM(found.config)
+    _write(model, found.weights, source, target)
+    return target
+
+
+def convert_to_llama(source: str | Path, target: str | Path) -> Path:
+    """Write a checkpoint of scheme `rope` as transformers' own Llama.
+
+    Raises:
+        ValueError: the model has segments, offsets or another relation than RoPE, which Llama has not; or the
+            target is in use.
+    """
+    source, target = Path(source), Path(target)
+    _check_free(target)
+    found = read_source(source)
+    config = found.config
+    plain = {"segmenter": {"type": "every_token"}, "intra": {"type": "zero"}, "inter": {"type": "rope"}}
+    for name, wanted in plain.items():
+        if getattr(config, name) != wanted:
+            raise ValueError(
+                f"Only a model of scheme 'rope' is a Llama; this one has {name} {getattr(config, name)}."
+            )
+    names = set(LlamaConfig().to_dict()) - {"model_type", "architectures"}
+    fields = {name: value for name, value in config.to_dict().items() if name in names}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**fields))
+    _write(model, found.weights, source, target)
+    return target
+
+
+def read_source(source: Path) -> Source:
+    """Read a checkpoint as one of this project's.
+
+    Raises:
+        ValueError: as `convert`.
+    """
+    if source.suffix == ".gguf":
+        return _read_gguf(source)
+    fields = _read_config(source)
+    kind = fields.get("model_type")
+    if "rpe_type" in fields:
+        return _from_released(fields, read_weights(source), source)
+    if kind == BipeConfig.model_type:
+        return Source(BipeConfig.from_pretrained(source), read_weights(source))
+    if kind in LLAMA_TYPES:
+        return _from_llama(fields, read_weights(source))
+    raise ValueError(
+        f"{source} holds a model of type {kind!r}. Those that can be converted: {', '.join(LLAMA_TYPES)}, "
+        f"{BipeConfig.model_type}, and the released BiPE format, whose config.json has an rpe_type."
+    )
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    path = source / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{source} is no folder of a model: it has no config.json.")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds no settings by name.")
+    return fields
+
+
+def _from_released(fields: dict[str, Any], weights: dict[str, Tensor], source: Path) -> Source:
+    """The authors' format (github.com/zhenyuhe00/BiPE): Llama's names, an offset table, biases as buffers."""
+    kind = choose("rpe_type", RELEASED_SCHEMES, fields["rpe_type"])
+    if fields.get("log_scale"):
+        raise ValueError(
+            f"{source} scales its logits by the logarithm of the length, which is not supported."
+        )
+    table = weights.pop("model.embeds.0.weight", None)
+    if kind.startswith("bipe-"):
+        if table is None:
+            raise ValueError(f"{source} lacks the table of offsets, model.embeds.0.weight.")
+        weights["model.intra.embedding.weight"] = table
+    elif table is not None:
+        raise ValueError(
+            f"{source} has a table of offsets, which its rpe_type {fields['rpe_type']!r} has not."
+        )
+    given = {
+        name: value
+        for name, value in fields.items()
+        if name not in ("rpe_type", "log_scale", "train_scale", "rope_scaling", "pad_token_id")
+    }
+    pad = fields.get("pad_token_id")
+    config = BipeConfig.from_scheme(
+        kind,
+        end_token_ids=RELEASED_ENDS,
+        max_offset=None if table is None else len(table),
+        pad_token_id=None if pad is None or pad < 0 else pad,  # -1 meant the last row, which is kept as it is
+        **_llama_fields(given),
+        **_released_scaling(kind, fields),
+    )
+    return Source(
+        config, {name: part for name, part in weights.items() if not name.endswith(".self_attn.alibi")}
+    )
+
+
+def _released_scaling(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotation's scaling; its lengths are counted in what the rotation counts."""
+    scaling = fields.get("rope_scaling")
+    if not scaling or not kind.endswith("rope"):
+        return {}
+    named = {"rope_type": scaling.get("type"), "factor": scaling.get("factor")}
+    if kind == "bipe-rope" and named["rope_type"] == "dynamic":
+        named["original_max_segments"] = fields.get("max_position_embeddings", 2048)
+    return {"rope_parameters": named}
+
+
+def _from_llama(fields: dict[str, Any], weights: dict[str, Tensor]) -> Source:
+    if fields.get("model_type") == "mistral" and fields.get("sliding_window") is not None:
+        raise ValueError(
+            f"This Mistral attends within a sliding window of {fields['sliding_window']} tokens, which "
+            "Llama's layers do not."
+        )
+    return Source(BipeConfig.from_scheme("rope", **_llama_fields(fields)), weights)
+
+
+def _llama_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says in terms of `LlamaConfig`, by transformers' own reading of older names."""
+    own = (
+        "model_type",
+        "architectures",
+        "auto_map",
+        "transformers_version",
+        "sliding_window",
+        "_name_or_path",
+    )
+    return {name: value for name, value in fields.items() if name not in own}
+
+
+def _read_gguf(path: Path) -> Source:
+    """A `.gguf` file, through transformers, with its weights in float32."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    if not path.is_file():
+        raise ValueError(f"{path} is no file.")
+    try:
+        model = cast(
+            "PreTrainedModel",
+            AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True)
+            ),
+        )
+    except ImportError as error:
+        raise ValueError(f"Reading {path} needs the package gguf: pip install 'bipe[gguf]'.") from error
+    fields = model.config.to_dict()
+    if fields.get("model_type") not in LLAMA_TYPES:
+        raise ValueError(f"{path} holds a model of type {fields.get('model_type')!r}, not of Llama's layers.")
+    return _from_llama({**fields, "quantization_config": None}, dict(model.state_dict()))
+
+
+def _retrofitted(
+    found: Source,
+    source: Path,
+    scheme: str,
+    rule: str,
+    end_token_ids: Iterable[int] | None,
+    max_offset: int,
+) -> Source:
+    """The same weights under another scheme, whose new parameters are zero."""
+    tokenizer = None
+    if end_token_ids is None and SCHEMES[scheme].segmenter == "token_set":
+        tokenizer = load_tokenizer(str(source))
+    theta = (found.config.rope_parameters or {}).get("rope_theta")
+    kept = ("segmenter", "intra", "inter", "scheme", "rope_parameters", "max_trained_offset", "model_type")
+    fields = {name: value for name, value in found.config.to_dict().items() if name not in kept}
+    config = BipeConfig.from_scheme(
+        scheme,
+        tokenizer,
+        rule=rule,
+        end_token_ids=end_token_ids,
+        max_offset=max_offset,
+        rope_theta=theta,
+        **fields,
+    )
+    with torch.device("meta"):
+        wanted = BipeForCausalLM(config).state_dict()
+    weights = {name: part for name, part in found.weights.items() if not name.startswith("model.intra.")}
+    like = next(iter(weights.values()))
+    for name, part in wanted.items():
+        if name.startswith("model.intra."):
+            weights[name] = torch.zeros(part.shape, dtype=like.dtype)
+    return Source(config, weights)
+
+
+def _check_free(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is in use: give a folder that does not exist yet.")
+
+
+def _write(model: PreTrainedModel, weights: dict[str, Tensor], source: Path, target: Path) -> None:
+    """Fill a model without storage and save it with the source's tokenizer, all of it or nothing."""
+    _fill(model, weights)
+    draft = target.with_name(f"{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        model.save_pretrained(draft)
+        _copy_tokenizer(source, draft)
+        if target.exists():
+            target.rmdir()
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Give a model on the meta device its weights, as they are.
+
+    Raises:
+        ValueError: names or shapes are not the model's.
+    """
+    wanted = model.state_dict()
+    if model.config.tie_word_embeddings:
+        wanted.pop("lm_head.weight", None)
+        weights = {name: part for name, part in weights.items() if name != "lm_head.weight"}
+    # Buffers that older versions of transformers saved.
+    weights = {name: part for name, part in weights.items() if not name.endswith(".rotary_emb.inv_freq")}
+    for kind, names in (("missing", set(wanted) - set(weights)), ("unknown", set(weights) - set(wanted))):
+        if names:
+            raise ValueError(
+                f"The weights are not those of the config: {len(names)} {kind}, such as {min(names)}."
+            )
+    for name, part in weights.items():
+        if part.shape != wanted[name].shape:
+            raise ValueError(
+                f"The weights are not those of the config: {name} has the shape {tuple(part.shape)}, not "
+                f"{tuple(wanted[name].shape)}."
+            )
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    if source.is_file():
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
+        return
+    for name in TOKENIZER_FILES:
+        with suppress(FileNotFoundError):
+            shutil.copy2(source / name, target / name)

@@ -1,0 +1,44 @@
+"""`bipe convert`: checkpoints of others as this project's, and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a Llama-architecture or a released BiPE checkpoint, or a .gguf file.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    scheme: Annotated[
+        str | None,
+        typer.Option(help="Retrofit: keep the weights and change to this scheme, such as bipe-rope."),
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help="With --scheme, which tokens end a segment: paper, sentence or line.")
+    ] = "paper",
+    max_offset: Annotated[
+        int, typer.Option(min=1, help="With --scheme, rows of the new table of offsets.")
+    ] = 1024,
+    to_llama: Annotated[
+        bool, typer.Option("--to-llama", help="Write transformers' Llama from a model of scheme rope.")
+    ] = False,
+) -> None:
+    """Convert a checkpoint, with its tokenizer, so that every other command reads it."""
+    from bipe.models.checkpoint import quiet_transformers
+    from bipe.models.convert import convert as to_bipe
+    from bipe.models.convert import convert_to_llama
+
+    if to_llama and scheme is not None:
+        raise ValueError("A Llama has one scheme, rope: give --to-llama or --scheme, not both.")
+    with quiet_transformers():
+        if to_llama:
+            convert_to_llama(source, target)
+        else:
+            to_bipe(source, target, scheme, rule=rule, max_offset=max_offset)
+    typer.echo(f"{target}")
