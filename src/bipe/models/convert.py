@@ -246,7 +246,7 @@ def _read_gguf(path: Path) -> Source:
     fields = model.config.to_dict()
     if fields.get("model_type") not in LLAMA_TYPES:
         raise ValueError(f"{path} holds a model of type {fields.get('model_type')!r}, not of Llama's layers.")
-    return _from_llama({**fields, "quantization_config": None}, dict(model.state_dict()))
+    return _from_llama(fields, dict(model.state_dict()))
 
 
 def _retrofitted(
