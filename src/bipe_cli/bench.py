@@ -1,4 +1,4 @@
-"""`bipe bench`: what attention, training steps and positions cost, as ratios inside one run."""
+"""`bipe bench`: what attention, training steps, generation and positions cost, as ratios inside one run."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +8,11 @@ import typer
 
 bench = typer.Typer(name="bench", help="Measure what things cost, as ratios inside one run.")
 
+HiddenSize = Annotated[int, typer.Option(min=1, help="Width.")]
+IntermediateSize = Annotated[int, typer.Option(min=1, help="Width inside the feed-forward part.")]
+Layers = Annotated[int, typer.Option(min=1, help="Layers.")]
+Heads = Annotated[int, typer.Option(min=1, help="Heads.")]
+Vocabulary = Annotated[int, typer.Option(min=1, help="Tokens in the vocabulary.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each, in turn; the median counts.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads on a CPU. Default: PyTorch's own choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print each row as a JSON object.")]
@@ -78,11 +83,11 @@ def attention(
 def model(
     schemes: Annotated[str, typer.Option(help="Schemes, such as bipe-rope,bipe-alibi.")] = "bipe-rope",
     lengths: Annotated[str, typer.Option(help="Tokens, such as 1024,4096.")] = "1024,4096",
-    hidden_size: Annotated[int, typer.Option(min=1, help="Width.")] = 768,
-    intermediate_size: Annotated[int, typer.Option(min=1, help="Width inside the feed-forward part.")] = 2048,
-    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 4,
-    heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 12,
-    vocabulary: Annotated[int, typer.Option(min=1, help="Tokens in the vocabulary.")] = 8000,
+    hidden_size: HiddenSize = 768,
+    intermediate_size: IntermediateSize = 2048,
+    layers: Layers = 4,
+    heads: Heads = 12,
+    vocabulary: Vocabulary = 8000,
     rounds: Rounds = 5,
     threads: Threads = None,
     as_json: Json = False,
@@ -98,15 +103,40 @@ def model(
 
 
 @bench.command()
+def generate(
+    schemes: Annotated[str, typer.Option(help="Schemes, such as bipe-rope,bipe-alibi.")] = "bipe-rope",
+    contexts: Annotated[str, typer.Option(help="Tokens before the new ones, such as 128,2048.")] = "2048",
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written in each measurement.")] = 16,
+    hidden_size: HiddenSize = 768,
+    intermediate_size: IntermediateSize = 2048,
+    layers: Layers = 4,
+    heads: Heads = 12,
+    vocabulary: Vocabulary = 8000,
+    rounds: Rounds = 7,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Greedy generation with a cache against transformers' Llama of the same size."""
+    from bipe.benchmarks.model import Size, measure_generation
+    from bipe_cli.values import numbers, words
+
+    _use(threads)
+    size = Size(hidden_size, intermediate_size, layers, heads, vocabulary)
+    context = numbers("--contexts", contexts)
+    rows = measure_generation(words(schemes), context, size, new_tokens=new_tokens, rounds=rounds)
+    _print(rows, _generation_line, as_json)
+
+
+@bench.command()
 def positions(
     scheme: Annotated[str, typer.Option(help="The scheme whose forward it is compared with.")] = "bipe-alibi",
     rows: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 8,
     length: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 8192,
-    hidden_size: Annotated[int, typer.Option(min=1, help="Width.")] = 768,
-    intermediate_size: Annotated[int, typer.Option(min=1, help="Width inside the feed-forward part.")] = 2048,
-    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 4,
-    heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 12,
-    vocabulary: Annotated[int, typer.Option(min=1, help="Tokens in the vocabulary.")] = 8000,
+    hidden_size: HiddenSize = 768,
+    intermediate_size: IntermediateSize = 2048,
+    layers: Layers = 4,
+    heads: Heads = 12,
+    vocabulary: Vocabulary = 8000,
     rounds: Rounds = 3,
     threads: Threads = None,
     as_json: Json = False,
@@ -170,6 +200,10 @@ def _step_line(row: dict[str, Any]) -> str:
         f"{row['scheme']} at {row['length']} tokens: {_spread(row)} of Llama's step; "
         f"peak memory {row['peak_ratio']} of Llama's"
     )
+
+
+def _generation_line(row: dict[str, Any]) -> str:
+    return f"{row['scheme']} after {row['context']} tokens: {_spread(row)} of Llama's time"
 
 
 def _positions_line(row: dict[str, Any]) -> str:

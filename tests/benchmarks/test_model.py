@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from bipe.benchmarks.model import Size, measure_positions, measure_steps
+from bipe.benchmarks.model import Size, measure_generation, measure_positions, measure_steps
 from bipe_cli.main import app, run
 
 SMALL = Size(hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=100)
@@ -42,6 +42,16 @@ def test_positions_are_a_small_share() -> None:
     assert 0 < row["low"] <= row["median"] <= row["high"]
 
 
+def test_rows_tell_generation() -> None:
+    rows = measure_generation(["bipe-rope", "bipe-alibi"], [30, 10], SMALL, new_tokens=3, rounds=2)
+    assert [(row["scheme"], row["context"], row["new_tokens"]) for row in rows] == [
+        (scheme, context, 3) for context in (10, 30) for scheme in ("bipe-rope", "bipe-alibi")
+    ]
+    assert all(0 < row["low"] <= row["median"] <= row["high"] for row in rows)
+    with pytest.raises(ValueError, match="at least one scheme"):
+        measure_generation(["rope"], [0], SMALL)
+
+
 def test_the_command_and_the_script_are_one(capsys: pytest.CaptureFixture[str]) -> None:
     small = [
         "--lengths",
@@ -66,5 +76,7 @@ def test_the_command_and_the_script_are_one(capsys: pytest.CaptureFixture[str]) 
     assert printed.startswith("bipe-rope at 16 tokens: ") and "of Llama's step" in printed
     assert row["scheme"] == "bipe-rope"
 
+    assert run(app, ["bench", "generate", *small[2:], "--contexts", "20", "--new-tokens", "2"]) == 0
+    assert capsys.readouterr().out.startswith("bipe-rope after 20 tokens: ")
     assert run(app, ["bench", "positions", *small[2:], "--rows", "2", "--length", "16"]) == 0
     assert capsys.readouterr().out.startswith("bilevel_positions on (2, 16): ")

@@ -1,12 +1,12 @@
-"""A training step of a scheme relative to transformers' Llama of the same size, and what positions cost."""
+"""Training steps and generation of a scheme relative to transformers' Llama, and what positions cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from bipe.models import BipeConfig, BipeForCausalLM
 from bipe.positions import bilevel_positions
@@ -139,6 +139,73 @@ def measure_positions(
         "length": length,
         **ratio(times["positions"], times["forward"]).to_dict(),
     }
+
+
+def measure_generation(
+    schemes: Sequence[str],
+    contexts: Sequence[int],
+    size: Size | None = None,
+    *,
+    new_tokens: int = 16,
+    rounds: int = 7,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Greedy steps of `generate` with a cache that holds the context, relative to Llama's.
+
+    Returns:
+        For each scheme and context a row with the `median`, `low` and `high` of the ratios.
+
+    Raises:
+        ValueError: an unknown scheme, a size that does not divide, no context or new token, or no round.
+    """
+    size, device = size or Size(), _device()
+    if not schemes or not contexts or min(*contexts, new_tokens) < 1:
+        raise ValueError(
+            f"Give at least one scheme, contexts and new tokens; got {list(contexts)} and {new_tokens}."
+        )
+    torch.manual_seed(seed)
+    models: dict[str, PreTrainedModel] = {scheme: size.scheme(scheme) for scheme in schemes}
+    models[LLAMA] = size.llama()
+    for model in models.values():
+        nn.Module.to(model, device).eval()
+    rows = []
+    for context in sorted(set(contexts)):
+        ids = size.ids(1, context, device)
+        times = seconds_of(
+            {name: _generation(model, ids, new_tokens) for name, model in models.items()}, rounds
+        )
+        rows += [
+            {
+                "scheme": scheme,
+                "context": context,
+                "new_tokens": new_tokens,
+                **ratio(times[scheme], times[LLAMA]).to_dict(),
+            }
+            for scheme in dict.fromkeys(schemes)
+        ]
+    return rows
+
+
+def _generation(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> Work:
+    """Write some tokens after a context whose keys are in a cache already, and forget them again."""
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids[:, :-1], past_key_values=cache, logits_to_keep=1)
+    mask = torch.ones_like(ids)
+
+    def work() -> None:
+        cast("Any", model).generate(
+            ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        cache.crop(ids.shape[1] - 1 - cache.get_seq_length())
+
+    return work
 
 
 def _device() -> str:
