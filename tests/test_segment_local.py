@@ -1,7 +1,7 @@
 """segment_local against attention over all keys, in float64, where only the keys left out make a difference."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -253,6 +253,21 @@ def test_float32_is_near_float64() -> None:
         exact = logits.softmax(-1) @ value[0, head].double()
         largest = max(largest, float((mixed[0, :, head] - exact).abs().max()))
     assert largest <= 3e-6
+
+
+def test_bfloat16_is_no_further_off_than_full_attention_in_it() -> None:
+    from bipe.benchmarks.attention import drawn_layers
+
+    (layer,) = drawn_layers()(1024)
+    parts = [part.bfloat16() for part in (layer.query, layer.key, layer.value)]
+    exact = replace(layer, query=parts[0], key=parts[1], value=parts[2]).exact()
+    query, key, value = parts
+    mask = layer.make_mask().bfloat16()
+    full = (query @ key.transpose(2, 3) * layer.scaling + mask).softmax(dim=-1) @ value
+    local = layer.attend("segment_local", parts)
+    assert local.dtype == torch.bfloat16
+    errors = [(mixed.double() - exact).abs() for mixed in (local, full)]
+    assert errors[0].norm() < errors[1].norm() and errors[0].max() < errors[1].max()
 
 
 def test_a_second_derivative_is_refused() -> None:
