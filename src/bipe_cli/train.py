@@ -27,7 +27,7 @@ def train(
     trained = train_recipe(resolved, folder, on_progress=print_row)
     summary = {
         "directory": str(trained.directory),
-        "scheme": resolved.scheme,
+        "scheme": trained.model.config.scheme,
         "seed": resolved.seed,
         "steps": resolved.training.steps,
         "parameters": trained.model.num_parameters(),

@@ -72,6 +72,21 @@ class ModelSettings(Settings):
     """The encoding between segments, as in the model's config; null for the scheme's."""
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) beside frozen weights, merged at the end."""
+
+    rank: Size = 8
+    """Rank of an adapter."""
+    alpha: float = Field(default=16.0, gt=0)
+    """An adapter's output is scaled by alpha / rank."""
+    dropout: Probability = 0.0
+    """Share of an adapter's inputs dropped in training."""
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
+    """Names of the layers that get an adapter; the encoding inside segments is trained in full."""
+
+
 class TrainingSettings(Settings):
     """The optimisation, and how often it reports and saves.
 
@@ -113,6 +128,10 @@ class TrainingSettings(Settings):
     """Steps between checkpoints; null for none but the one that Ctrl-C leaves."""
     keep_checkpoints: Size = 2
     """Number of checkpoints kept while the run lasts; a finished run keeps its weights only."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters, such as {rank: 8}, and not the weights; needs `start` and the package peft."""
+    gradual_steps: Size | None = None
+    """Steps over which the rotation moves from the token's index to the segment's, for retrofitting."""
     tensorboard: bool = False
     """Whether to write events for TensorBoard beside the weights."""
 
@@ -136,8 +155,10 @@ class Recipe(Settings):
     (['stdlib'], 8)
     """
 
-    scheme: str
-    """The positional scheme, a key of `bipe.SCHEMES`."""
+    scheme: str | None = None
+    """The positional scheme, a key of `bipe.SCHEMES`; null for that of `start`."""
+    start: str | None = None
+    """Folder of a model to go on from, as `bipe convert` writes it, with its scheme, sizes and tokenizer."""
     rule: str = "paper"
     """The rule by which tokens end a segment: paper, sentence, line or released."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -145,6 +166,16 @@ class Recipe(Settings):
     data: DataSettings
     model: ModelSettings = Field(default_factory=ModelSettings)
     training: TrainingSettings
+
+    @model_validator(mode="after")
+    def _check_start(self) -> "Recipe":
+        if self.start is None and self.scheme is None:
+            raise ValueError("give a scheme, or start from a model.")
+        if self.start is None and self.training.lora is not None:
+            raise ValueError("lora adapts a trained model: give its folder as start.")
+        if self.start is not None and self.model != ModelSettings():
+            raise ValueError("the model settings are those of start; leave them out.")
+        return self
 
 
 S = TypeVar("S", bound=Settings)

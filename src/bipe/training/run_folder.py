@@ -24,7 +24,9 @@ SAMPLED_BLOCKS = 256
 Identity = dict[str, Any]
 
 
-def identify(config: BipeConfig, blocks: Blocks, settings: TrainingSettings, seed: int) -> Identity:
+def identify(
+    config: BipeConfig, blocks: Blocks, settings: TrainingSettings, seed: int, start: Path | None = None
+) -> Identity:
     """What decides the outcome of a run, as JSON values; of the text a checksum of evenly spread blocks."""
     fields = {name: value for name, value in config.to_dict().items() if name not in UNSTABLE_FIELDS}
     identity = {
@@ -33,6 +35,8 @@ def identify(config: BipeConfig, blocks: Blocks, settings: TrainingSettings, see
         "seed": seed,
         "data": _sample_checksum(blocks),
     }
+    if start is not None:
+        identity["start"] = _weights_checksum(start)
     return json.loads(json.dumps(identity))
 
 
@@ -173,3 +177,11 @@ def _sample_checksum(blocks: Blocks) -> dict[str, Any]:
     for index in range(0, count, -(-count // SAMPLED_BLOCKS)):
         digest.update(blocks[index]["input_ids"].numpy().tobytes())
     return {"blocks": count, "length": len(blocks[0]["input_ids"]), "sha256": digest.hexdigest()}
+
+
+def _weights_checksum(model: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(model.glob("*.safetensors")):
+        with open(path, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

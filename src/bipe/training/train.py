@@ -27,7 +27,9 @@ from bipe.segmentation import RULES, TokenSet, build_segmenter
 from bipe.segmentation.statistics import mean_tokens_per_segment
 
 from . import checkpoints
+from .adapters import add_adapters, merge_adapters
 from .environment import describe_environment
+from .gradual import GradualRotation
 from .history import FILE as HISTORY
 from .history import HistoryRecorder, Progress, Row, keep_history_until, read_history
 from .interruption import Interruption
@@ -41,6 +43,7 @@ from .run_folder import (
     identify,
     is_finished,
     open_folder,
+    read_json,
     write_marker,
     write_whole,
 )
@@ -75,15 +78,17 @@ def train_model(
     out_dir: str | Path,
     *,
     seed: int,
+    start: str | Path | None = None,
     resume: bool = True,
     on_progress: Progress | None = None,
 ) -> TrainedModel:
     """Train a model on blocks and leave it, with its history, in a folder.
 
     The seed decides initial values (by parameter name), data order and dropout; the encodings change neither
-    of the first two. A finished folder is loaded, an unfinished one resumed from its newest whole checkpoint,
-    to the same weights on a CPU as without the break, and one where nothing was saved yet is begun anew.
-    Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt.
+    of the first two. With a start, its weights are the initial values. A finished folder is loaded, an
+    unfinished one resumed from its newest whole checkpoint, on a CPU to the same weights as without a break,
+    and one where nothing was saved yet is begun anew. Ctrl-C finishes the step, saves a checkpoint and raises
+    KeyboardInterrupt.
 
     Args:
         config: of the model; the longest offset of the blocks is recorded in the model's copy of it.
@@ -92,21 +97,26 @@ def train_model(
         settings: the optimisation.
         out_dir: the run's folder.
         seed: decides all that is random.
+        start: folder of a model with this config, to go on from.
         resume: whether the folder may already hold this run.
         on_progress: gets each row of the history as it is written; None shows a line on a terminal.
 
     Raises:
-        ValueError: the folder holds another run or a foreign model, or ids are outside the vocabulary.
+        ValueError: the folder holds another run or a foreign model, ids are outside the vocabulary, or the
+            settings ask for what the model has not.
         RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
     run = Path(out_dir)
-    identity = identify(config, blocks, settings, seed)
+    start = None if start is None else Path(start)
+    identity = identify(config, blocks, settings, seed, start)
     if claim(run, identity, resume):
         return load_run(run)
     args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
     order = run_order(blocks, settings, args)
-    model = _initial_model(config, blocks, order)
+    model = _initial_model(config, blocks, order, start)
+    gradual = [] if settings.gradual_steps is None else [GradualRotation(model, settings.gradual_steps)]
+    adapters = None if settings.lora is None else add_adapters(model, settings.lora, seed)
     if args.should_save:
         shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
         write_whole(run / ENVIRONMENT, json.dumps(describe_environment(), indent=1))
@@ -122,10 +132,12 @@ def train_model(
             settings=settings,
             blocks=blocks,
             validation_blocks=validation_blocks,
-            callbacks=[history, interruption, *_tensorboard(settings, run)],
+            callbacks=[history, interruption, *gradual, *_tensorboard(settings, run)],
         )
         _run(trainer, interruption)
     if trainer.state.global_step == settings.steps:
+        if adapters is not None:
+            merge_adapters(adapters)
         _finish(trainer, model, use_cache=config.use_cache)
         write_marker(run, identity, steps_done=settings.steps, finished=True)
     if interruption.requested:
@@ -157,7 +169,7 @@ def train_recipe(
     claim_recipe(run, recipe, resume)
     if is_finished(run):
         return load_run(run)
-    training, validation, tokenizer = _read_text(recipe.data)
+    training, validation, tokenizer = _read_text(recipe.data, recipe.start)
     config = configure(recipe, tokenizer, training)
     length, eos = recipe.data.train_length, cast(int | None, tokenizer.eos_token_id)
     blocks = pack(training, length, eos, vocab_size=config.vocab_size, name="training text")
@@ -172,6 +184,7 @@ def train_recipe(
         recipe.training,
         run,
         seed=recipe.seed,
+        start=recipe.start,
         resume=resume,
         on_progress=on_progress,
     )
@@ -200,6 +213,9 @@ def configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: Sequ
     Raises:
         ValueError: a name is unknown, or a size is out of range.
     """
+    if recipe.start is not None:
+        return _config_of(recipe.start, recipe.scheme)
+    assert recipe.scheme is not None, "the recipe has seen to it"
     given = {name: getattr(recipe.model, name) for name in ("segmenter", "intra", "inter")}
     fields = {**_sizes(recipe), **{name: spec for name, spec in given.items() if spec is not None}}
     tokens_per_segment = None
@@ -223,9 +239,29 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ValueError: a name is unknown, or a size is out of range.
     """
-    choose("scheme", SCHEMES, recipe.scheme)
     choose("rule", RULES, recipe.rule)
+    if recipe.scheme is not None:
+        choose("scheme", SCHEMES, recipe.scheme)
+    if recipe.start is not None:
+        _check_memory(_config_of(recipe.start, recipe.scheme))
+        return
     _check_memory(BipeConfig(vocab_size=recipe.data.vocab_size, **_sizes(recipe)))
+
+
+def _config_of(start: str, scheme: str | None) -> BipeConfig:
+    """The config of a model to go on from."""
+    if not (Path(start) / "config.json").is_file():
+        raise ValueError(f"{start} is no folder of a model: it has no config.json.")
+    kind = read_json(Path(start) / "config.json").get("model_type")
+    if kind != BipeConfig.model_type:
+        raise ValueError(f"{start} holds a model of type {kind!r}; make it one of ours with bipe convert.")
+    config = BipeConfig.from_pretrained(start)
+    if scheme is not None and scheme != config.scheme:
+        raise ValueError(
+            f"{start} has scheme {config.scheme!r}, and the recipe says {scheme!r}: retrofit it first, with "
+            f"bipe convert --scheme {scheme}."
+        )
+    return config
 
 
 def _check_memory(config: BipeConfig) -> None:
@@ -245,13 +281,16 @@ def _check_memory(config: BipeConfig) -> None:
         )
 
 
-def _read_text(data: DataSettings) -> tuple[list[Tensor], list[Tensor], PreTrainedTokenizerBase]:
+def _read_text(
+    data: DataSettings, start: str | None
+) -> tuple[list[Tensor], list[Tensor], PreTrainedTokenizerBase]:
     """The token ids of the training and of the validation documents, and their tokenizer."""
     documents = load_documents(data.train, limit=data.max_documents)
-    if data.tokenizer is None:
+    name = data.tokenizer or start
+    if name is None:
         tokenizer = train_tokenizer((document.text for document in documents), data.vocab_size)
     else:
-        tokenizer = load_tokenizer(data.tokenizer)
+        tokenizer = load_tokenizer(name)
     training = encode(documents, tokenizer)
     if data.validation is not None:
         return (
@@ -268,10 +307,16 @@ def _sizes(recipe: Recipe) -> dict[str, Any]:
     return {**chosen, "max_position_embeddings": recipe.data.train_length}
 
 
-def _initial_model(config: BipeConfig, blocks: Blocks, order: SeededOrder) -> BipeForCausalLM:
-    model = BipeForCausalLM(copy.deepcopy(config))
-    initialize_by_name(model, order.seed)
-    model.config.max_trained_offset = _longest_offset(model, blocks, order.drawn())
+def _initial_model(
+    config: BipeConfig, blocks: Blocks, order: SeededOrder, start: Path | None
+) -> BipeForCausalLM:
+    if start is None:
+        model = BipeForCausalLM(copy.deepcopy(config))
+        initialize_by_name(model, order.seed)
+    else:
+        model = cast(BipeForCausalLM, load_model(start)).float()
+    longest = _longest_offset(model, blocks, order.drawn())
+    model.config.max_trained_offset = max(longest, model.config.max_trained_offset or 0)
     return model
 
 

@@ -52,7 +52,13 @@ class Rope(InterEncoding):
     `theta` and
     `scaling` are moved there. Lengths that a rope type compares with are counted in the unit of the index:
     tokens with the segmenter `every_token`, otherwise segments, `original_max_segments`.
+
+    Attributes:
+        blend: how far the rotated index, in float32, has moved from the token's (0) to the segment's (1);
+            below 1 only while a retrofitted model trains.
     """
+
+    blend: float = 1.0
 
     def __init__(
         self, config: LlamaConfig, *, theta: float | None = None, scaling: dict[str, Any] | None = None
@@ -147,8 +153,11 @@ class Rope(InterEncoding):
             self.rotary.register_buffer(name, buffer.to(device), persistent=False)
 
     def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+        index = query.segment
+        if self.blend != 1:
+            index = torch.lerp(query.token.float(), query.segment.float(), self.blend)
         # Only the dtype and device of the first argument are read.
-        rotation = self.rotary(torch.empty(0, dtype=dtype, device=query.segment.device), query.segment)
+        rotation = self.rotary(torch.empty(0, dtype=dtype, device=index.device), index)
         return Relation(query_rotation=rotation, key_rotation=rotation)
 
 

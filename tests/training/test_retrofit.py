@@ -1,0 +1,186 @@
+"""Training that goes on from a model: in full, with adapters, and with a rotation that moves."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bipe import convert
+from bipe.encodings.inter.rope import Rope
+from bipe.training import Recipe, train_recipe
+from bipe.training.gradual import GradualRotation
+
+SENTENCE = "The cat sat on the mat. The dog saw it there, and lay down beside it.\n"
+
+
+def ignore(row):
+    pass
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A trained model of scheme rope, and its text."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "text.txt").write_text("One.\n" + SENTENCE * 150)
+    recipe = Recipe.model_validate(
+        {
+            "scheme": "rope",
+            "data": {"train": str(folder / "text.txt"), "vocab_size": 280, "train_length": 32},
+            "model": {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 48,
+            },
+            "training": {"steps": 4, "batch_size": 4},
+        }
+    )
+    train_recipe(recipe, folder / "rope", on_progress=ignore)
+    convert(folder / "rope", folder / "bipe-rope", "bipe-rope", max_offset=32)
+    return folder
+
+
+def recipe_from(base, start="bipe-rope", **training):
+    return Recipe.model_validate(
+        {
+            "start": str(base / start),
+            "data": {"train": str(base / "text.txt"), "train_length": 32},
+            "training": {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, **training},
+        }
+    )
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def test_training_goes_on_from_the_weights_of_the_start(base, tmp_path):
+    tiny_step = {"learning_rate": 1e-9, "weight_decay": 0.0}
+    trained = train_recipe(recipe_from(base, **tiny_step), tmp_path / "run", on_progress=ignore)
+    before, after = weights(base / "bipe-rope"), weights(tmp_path / "run")
+    assert before.keys() == after.keys()
+    for name, part in before.items():
+        torch.testing.assert_close(after[name], part, rtol=0, atol=1e-6)
+    assert trained.model.config.scheme == "bipe-rope"
+    assert 5 < trained.model.config.max_trained_offset < 32
+    moved = weights(train_recipe(recipe_from(base), tmp_path / "more", on_progress=ignore).directory)
+    assert all((moved[name] - part).abs().max() > 1e-5 for name, part in before.items())
+
+
+def test_a_start_in_half_precision_is_trained_in_single(base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(base / "bipe-rope").bfloat16()
+    shutil.copytree(base / "bipe-rope", tmp_path / "half")
+    model.save_pretrained(tmp_path / "half")
+    recipe = recipe_from(base).model_copy(update={"start": str(tmp_path / "half")})
+    assert train_recipe(recipe, tmp_path / "run", on_progress=ignore).model.dtype == torch.float32
+
+
+def test_adapters_leave_everything_else_and_are_merged(base, tmp_path):
+    pytest.importorskip("peft")
+    lora = {"rank": 2, "targets": ["q_proj", "down_proj"]}
+    trained = train_recipe(recipe_from(base, lora=lora), tmp_path / "run", on_progress=ignore)
+    before, after = weights(base / "bipe-rope"), weights(tmp_path / "run")
+    assert before.keys() == after.keys()
+    for name, part in before.items():
+        changed = (after[name] - part).abs().max() > 1e-6
+        assert bool(changed) == any(kind in name for kind in ("q_proj", "down_proj", "model.intra.")), name
+    moved = after["model.layers.0.self_attn.q_proj.weight"] - before["model.layers.0.self_attn.q_proj.weight"]
+    assert torch.linalg.matrix_rank(moved, rtol=1e-3) == 2
+    assert all(parameter.requires_grad for parameter in trained.model.parameters())
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_retrofit_that_was_broken_off_ends_where_it_would_have(base, tmp_path, lora):
+    if lora:
+        pytest.importorskip("peft")
+    recipe = recipe_from(base, lora=lora, gradual_steps=3, steps=4, checkpoint_every=1)
+    train_recipe(recipe, tmp_path / "whole", on_progress=ignore)
+
+    def stop_at_two(row):
+        if row["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, tmp_path / "broken", on_progress=stop_at_two)
+    assert (tmp_path / "broken" / "checkpoints" / "step-2").is_dir()
+    train_recipe(recipe, tmp_path / "broken", on_progress=ignore)
+    whole, mended = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert whole.keys() == mended.keys()
+    assert all(part.equal(mended[name]) for name, part in whole.items())
+
+
+def test_the_rotation_moves_from_tokens_to_segments(base, tmp_path, monkeypatch):
+    seen = []
+    begin = GradualRotation.on_step_begin
+
+    def watch(self, args, state, control, **kwargs):
+        begin(self, args, state, control, **kwargs)
+        seen.append(self.inter.blend)
+
+    monkeypatch.setattr(GradualRotation, "on_step_begin", watch)
+    recipe = recipe_from(base, gradual_steps=4, steps=6)
+    trained = train_recipe(recipe, tmp_path / "run", on_progress=ignore)
+    assert seen == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert trained.model.model.inter.blend == 1
+
+    # At 0 a retrofitted model, whose offset vectors are zero, is the model that it was made from.
+    model = AutoModelForCausalLM.from_pretrained(base / "bipe-rope")
+    before = AutoModelForCausalLM.from_pretrained(base / "rope")
+    ids = torch.randint(0, 280, (2, 30))
+    inter = model.model.inter
+    assert isinstance(inter, Rope)
+    assert not model(ids).logits.equal(before(ids).logits)
+    inter.blend = 0.0
+    assert model(ids).logits.equal(before(ids).logits)
+    # Half way, a token's rotation is by the mean of its two indices.
+    inter.blend = 0.5
+    positions = model.positions(ids)
+    halves = inter(positions, positions, torch.float32).query_rotation
+    mean = (positions.segment + positions.token).float() / 2
+    expected = inter.rotary(torch.empty(0), mean)
+    assert halves is not None and halves[0].equal(expected[0]) and halves[1].equal(expected[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"start": "nowhere"}, "nowhere is no folder of a model"),
+        ({"scheme": "bipe-alibi"}, "has scheme 'bipe-rope', and the recipe says 'bipe-alibi'"),
+        ({"model": {"hidden_size": 64}}, "the model settings are those of start"),
+        ({"start": None}, "give a scheme, or start"),
+        ({"start": None, "scheme": "rope", "training": {"steps": 1, "lora": {}}}, "give its folder as start"),
+        (
+            {"training": {"steps": 1, "lora": {"targets": ["queries"]}}},
+            "No layer of the model is called 'queries'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(base, tmp_path, changes, reason):
+    if "queries" in reason:
+        pytest.importorskip("peft")
+    values = {**recipe_from(base).model_dump(), **changes}
+    with pytest.raises(ValueError, match=reason):
+        train_recipe(Recipe.model_validate(values), tmp_path / "run", on_progress=ignore)
+
+
+def test_a_rotation_that_is_not_there_cannot_move(base, tmp_path):
+    convert(base / "rope", tmp_path / "alibi", "bipe-alibi")
+    recipe = recipe_from(base, gradual_steps=2).model_copy(update={"start": str(tmp_path / "alibi")})
+    with pytest.raises(ValueError, match="gradual_steps moves a rotation"):
+        train_recipe(recipe, tmp_path / "run", on_progress=ignore)
+
+
+def test_another_start_is_another_run(base, tmp_path):
+    train_recipe(recipe_from(base), tmp_path / "run", on_progress=ignore)
+    with pytest.raises(ValueError, match="another run: start is"):
+        train_recipe(recipe_from(base, start="rope"), tmp_path / "run", on_progress=ignore)
+
+
+def test_a_llama_must_be_converted_first(base, tmp_path):
+    from bipe.models.convert import convert_to_llama
+
+    convert_to_llama(base / "rope", tmp_path / "llama")
+    recipe = recipe_from(base).model_copy(update={"start": str(tmp_path / "llama")})
+    with pytest.raises(ValueError, match="make it one of ours with bipe convert"):
+        train_recipe(recipe, tmp_path / "run", on_progress=ignore)
