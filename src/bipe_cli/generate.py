@@ -20,7 +20,7 @@ def generate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print prompt and text as a JSON object.")] = False,
 ) -> None:
-    """Continue a text with a trained model."""
+    """Continue a text with a trained model, and show it as it is written."""
     import json
 
     from transformers import set_seed
@@ -34,5 +34,6 @@ def generate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         bounded_cache=bounded_cache,
+        on_piece=None if as_json else lambda piece: typer.echo(piece, nl=False),
     )
-    typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)
+    typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else "")

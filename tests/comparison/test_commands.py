@@ -84,6 +84,14 @@ def test_generate_samples_the_same_text_for_the_same_seed(trained, capsys):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_text_is_shown_as_it_is_written(trained):
+    from bipe.models.checkpoint import complete
+
+    checkpoint, pieces = load_checkpoint(trained), []
+    text = complete(checkpoint, "the cat", max_new_tokens=12, on_piece=pieces.append)
+    assert "".join(pieces) == text and pieces[0] == "the cat" and len(pieces) > 6
+
+
 def test_a_bounded_cache_writes_the_same_text(finished, capsys):
     model = finished[0] / "runs" / "bipe-alibi-auto-0"
     command = ["generate", "--model", str(model), "--prompt", "the cat saw. it ran", "--max-new-tokens", "40"]

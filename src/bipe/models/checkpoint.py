@@ -1,7 +1,7 @@
 """A trained model with its tokenizer, read from a folder."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from bipe.data.tokens import load_tokenizer, opening_ids
 
 from .bounded_cache import BoundedCache
 from .modeling import BipeForCausalLM
+from .streaming import TextPieces
 
 
 @contextmanager
@@ -101,6 +102,7 @@ def complete(
     max_new_tokens: int = 100,
     temperature: float = 0.0,
     bounded_cache: bool = False,
+    on_piece: Callable[[str], None] | None = None,
 ) -> str:
     """The prompt with what the model writes after it.
 
@@ -111,6 +113,7 @@ def complete(
         temperature: 0 takes the likeliest token each time; above, tokens are sampled from the tempered
             distribution.
         bounded_cache: keep no keys that no later token can read; see `BoundedCache`.
+        on_piece: gets the text as it is written, the prompt first.
 
     Raises:
         ValueError: the prompt has no token, a number is out of range, or the model's cache cannot be bounded.
@@ -132,6 +135,7 @@ def complete(
         max_new_tokens=max_new_tokens,
         pad_token_id=checkpoint.tokenizer.eos_token_id if pad is None else pad,
         past_key_values=_bounded(checkpoint.model) if bounded_cache else None,
+        streamer=None if on_piece is None else TextPieces(checkpoint.tokenizer, on_piece),
         **sampling,
     )
     return cast("str", checkpoint.tokenizer.decode(ids[0], skip_special_tokens=True))
