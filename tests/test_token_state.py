@@ -37,7 +37,11 @@ def test_pieces_have_the_state_of_the_whole(segmenter: Segmenter, data: st.DataO
     for start, stop in pairwise(cuts):
         piece = slice(start, stop)
         new = read_tokens(segmenter, ids[:, piece], real[:, piece], documents[:, piece], state)
-        state = new if state is None else state.followed_by(new)
+        state = (
+            new
+            if state is None
+            else TokenState(*(torch.cat(both, dim=1) for both in zip(state, new, strict=True)))
+        )
     assert state is not None
     for name in ("segment", "offset", "token", "document_ids", "real"):
         assert torch.equal(getattr(state, name), getattr(whole, name)), name

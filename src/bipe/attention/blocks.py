@@ -81,6 +81,11 @@ def attend_in_blocks(
     return _Attend.apply(query, key, value, work, *bias.differentiable)
 
 
+def in_one_block(visible: Visible) -> bool:
+    """Whether everything is to be one block, for `attend_dense`."""
+    return visible.targets == 1 or torch.compiler.is_compiling()
+
+
 def attend_dense(
     query: Tensor,
     key: Tensor,
@@ -91,10 +96,17 @@ def attend_dense(
     scaling: float,
     dropout: float = 0.0,
 ) -> Tensor:
-    """As `attend_in_blocks` with everything in one block: for tracing, which could not follow the blocks."""
-    whole = bias.block(slice(0, visible.targets), slice(0, visible.sources))
-    mask = whole.masked_fill(~visible.dense, torch.finfo(whole.dtype).min)
-    mask = _for_kernel(mask, query)
+    """As `attend_in_blocks` with everything in one block.
+
+    For a single query, whose row of biases is made once for all layers, and for tracing, which could not
+    follow the blocks.
+    """
+    mask = bias.row
+    if mask is None:
+        whole = bias.block(slice(0, visible.targets), slice(0, visible.sources))
+        mask = _for_kernel(whole.masked_fill(~visible.dense, torch.finfo(whole.dtype).min), query)
+    if visible.targets == 1 and not torch.compiler.is_compiling():
+        bias.row = mask
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
 
 

@@ -2,14 +2,13 @@
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import repeat_kv
 
 from bipe.encodings.inter.base import Relation
 
-from .blocks import all_blocks, attend_dense, attend_in_blocks
+from .blocks import all_blocks, attend_dense, attend_in_blocks, in_one_block
 from .visible import Visible
 
 
@@ -47,7 +46,7 @@ def sdpa_attention(
         )
     groups = cast("int", module.num_key_value_groups)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    if torch.compiler.is_compiling():
+    if in_one_block(visible):
         mixed = attend_dense(query, key, value, relation.bias, visible, scaling=scaling, dropout=dropout)
     else:
         blocks = all_blocks(visible, query.shape[1])

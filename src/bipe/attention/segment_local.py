@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import repeat_kv
 
 from bipe.encodings.inter.base import DecayingBias, Relation
 
-from .blocks import ROWS, Block, all_blocks, attend_dense, attend_in_blocks
+from .blocks import ROWS, Block, all_blocks, attend_dense, attend_in_blocks, in_one_block
 from .visible import Visible
 
 WEIGHT_LEFT_OUT = 24 * math.log(2)
@@ -78,7 +78,7 @@ def segment_local_attention(
         )
     groups, visible = cast("int", module.num_key_value_groups), attention_mask
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    if torch.compiler.is_compiling():  # which keys are left out depends on their values
+    if in_one_block(visible):  # while tracing too, since which keys are near depends on values
         mixed = attend_dense(query, key, value, bias, visible, scaling=scaling, dropout=dropout)
     else:
         blocks = all_blocks(visible, query.shape[1])

@@ -250,9 +250,10 @@ class BipeModel(BipePreTrainedModel):
         held = past - key_columns(cache, 0)[1]
         known = read_state(cache, layer, held) if cache is not None and past else None
         new = self._token_state(input_ids, attention_mask, document_ids, borders, known)
-        if cache is not None:
-            append_state(cache, layer, new)
-        return new if known is None else known.followed_by(new)
+        if cache is None:
+            return new
+        append_state(cache, layer, new)
+        return new if known is None else read_state(cache, layer, held + input_ids.shape[1])
 
     def _visible(
         self,

@@ -59,7 +59,7 @@ def _rows_agree(segment: Tensor) -> bool:
     """Whether all rows of the batch have equal positions, where looking at them costs no waiting."""
     if torch.compiler.is_compiling() or segment.device.type != "cpu":
         return len(segment) == 1
-    return bool((segment == segment[:1]).all())
+    return len(segment) == 1 or bool((segment == segment[:1]).all())
 
 
 class Alibi(InterEncoding):
