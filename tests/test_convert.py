@@ -388,7 +388,7 @@ def test_the_command_converts_and_the_model_writes(
     for arguments, reason in (
         ([str(llama), str(ours)], "is in use"),
         ([str(llama), str(tmp_path / "x"), "--scheme", "bipe-rop"], "Unknown scheme 'bipe-rop'"),
-        ([str(llama), str(tmp_path / "x"), "--scheme", "rope", "--to-llama"], "not both"),
+        ([str(llama), str(tmp_path / "x"), "--scheme", "rope", "--to-llama"], "--to-llama alone"),
         ([str(ours), str(tmp_path / "x"), "--to-llama"], "is a Llama"),
         ([str(llama)], "Missing argument"),
     ):

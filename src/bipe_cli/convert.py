@@ -25,6 +25,10 @@ def convert(
     max_offset: Annotated[
         int, typer.Option(min=1, help="With --scheme, rows of the new table of offsets.")
     ] = 1024,
+    standalone: Annotated[
+        bool,
+        typer.Option("--standalone", help="Add the model's code, for trust_remote_code without bipe."),
+    ] = False,
     to_llama: Annotated[
         bool, typer.Option("--to-llama", help="Write transformers' Llama from a model of scheme rope.")
     ] = False,
@@ -34,11 +38,11 @@ def convert(
     from bipe.models.convert import convert as to_bipe
     from bipe.models.convert import convert_to_llama
 
-    if to_llama and scheme is not None:
-        raise ValueError("A Llama has one scheme, rope: give --to-llama or --scheme, not both.")
+    if to_llama and (scheme is not None or standalone):
+        raise ValueError("A Llama has one scheme and its own code: give --to-llama alone.")
     with quiet_transformers():
         if to_llama:
             convert_to_llama(source, target)
         else:
-            to_bipe(source, target, scheme, rule=rule, max_offset=max_offset)
+            to_bipe(source, target, scheme, rule=rule, max_offset=max_offset, standalone=standalone)
     typer.echo(f"{target}")

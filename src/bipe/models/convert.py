@@ -18,6 +18,7 @@ from bipe.registry import choose
 from .configuration import BipeConfig
 from .modeling import BipeForCausalLM
 from .schemes import SCHEMES
+from .standalone import write_standalone
 from .weights import read_weights
 
 RELEASED_SCHEMES = {"rope": "rope", "alibi": "alibi", "bipe_rope": "bipe-rope", "bipe_alibi": "bipe-alibi"}
@@ -63,6 +64,7 @@ def convert(
     rule: str = "paper",
     end_token_ids: Iterable[int] | None = None,
     max_offset: int = 1024,
+    standalone: bool = False,
 ) -> Path:
     """Write a checkpoint of this project from one of the authors' released format or of Llama's architecture.
 
@@ -79,6 +81,8 @@ def convert(
         rule: what ends a segment in a retrofitted model; see `TokenSet.from_tokenizer`.
         end_token_ids: these ids instead of a rule.
         max_offset: rows of a new table of offsets.
+        standalone: also write the model's code, with which `trust_remote_code=True` loads the folder where
+            this package is not installed; see `write_standalone`.
 
     Returns:
         The target.
@@ -97,6 +101,8 @@ def convert(
     with torch.device("meta"):
         model = BipeForCausalLM(found.config)
     _write(model, found.weights, source, target)
+    if standalone:
+        write_standalone(target)
     return target
 
 

@@ -7,7 +7,7 @@ from bipe.positions import BilevelPositions
 from .base import InterEncoding, Relation
 
 
-class Zero(InterEncoding):
+class ZeroInter(InterEncoding):
     """Leaves attention as it is: the logits depend on content alone."""
 
     def __init__(self, config: object) -> None:

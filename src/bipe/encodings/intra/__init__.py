@@ -3,6 +3,10 @@
 from .base import IntraEncoding
 from .learned import Learned
 from .sinusoidal import Sinusoidal
-from .zero import Zero
+from .zero import ZeroIntra
 
-INTRA_ENCODINGS: dict[str, type[IntraEncoding]] = {"learned": Learned, "sinusoidal": Sinusoidal, "zero": Zero}
+INTRA_ENCODINGS: dict[str, type[IntraEncoding]] = {
+    "learned": Learned,
+    "sinusoidal": Sinusoidal,
+    "zero": ZeroIntra,
+}

@@ -7,7 +7,7 @@ from bipe.positions import BilevelPositions
 from .base import IntraEncoding
 
 
-class Zero(IntraEncoding):
+class ZeroIntra(IntraEncoding):
     """Adds nothing: tokens of a segment are told apart by the causal order alone."""
 
     def __init__(self, config: object) -> None:

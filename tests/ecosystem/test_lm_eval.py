@@ -1,0 +1,101 @@
+"""EleutherAI's lm-evaluation-harness through its HFLM, on tasks that are local files."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of the harness's own
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: {kind}
+{rest}
+metadata: {{version: 1}}
+"""
+CHOICE = """doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}]"""
+GENERATION = """doc_to_text: "{{question}}"
+doc_to_target: "{{target}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 6, do_sample: false}
+metric_list: [{metric: exact_match}]"""
+ROLLING = """doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}]"""
+
+
+def evaluate(folder: Path, tmp_path: Path, kind: str, rest: str, rows: list[dict[str, Any]]) -> Any:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "ours.yaml").write_text(TASK.format(name="ours", data=data, kind=kind, rest=rest))
+    model = HFLM(pretrained=str(folder), device="cpu", batch_size=2, max_length=128)
+    return lm_eval.simple_evaluate(
+        model,
+        tasks=["ours"],
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+
+
+def log_likelihood(folder: Path, context: str, text: str) -> float:
+    """Of a text after another, a token at a time."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    given, whole = tokenizer(context).input_ids, tokenizer(context + text).input_ids
+    with torch.no_grad():
+        logits = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(float(logits[place - 1, whole[place]]) for place in range(len(given), len(whole)))
+
+
+def test_multiple_choice(folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"question": "The cat sat", "choices": ["on the mat.", "house"], "answer": 0},
+        {"question": "A red house", "choices": ["dog", "stood there. Nobody"], "answer": 1},
+        {"question": "It", "choices": ["saw a dog, and ran.", "stood"], "answer": 0},
+    ]
+    found = evaluate(folder, tmp_path, "multiple_choice", CHOICE, rows)
+    right = 0
+    for row, sample in zip(rows, found["samples"]["ours"], strict=True):
+        expected = [log_likelihood(folder, row["question"], f" {choice}") for choice in row["choices"]]
+        scores = [float(answer[0][0]) for answer in sample["resps"]]
+        assert scores == pytest.approx(expected, abs=1e-3)
+        right += expected.index(max(expected)) == row["answer"]
+    assert found["results"]["ours"]["acc,none"] == pytest.approx(right / 3)
+
+
+def test_generation(folder: Path, tmp_path: Path) -> None:
+    rows = [{"question": text, "target": "x"} for text in ("The cat", "A red house stood there. Nobody")]
+    found = evaluate(folder, tmp_path, "generate_until", GENERATION, rows)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for row, sample in zip(rows, found["samples"]["ours"], strict=True):
+        ids = tokenizer(row["question"], return_tensors="pt").input_ids
+        mask = torch.ones_like(ids)
+        written = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)[
+            0, ids.shape[1] :
+        ]
+        text = tokenizer.decode(written, skip_special_tokens=True).split("\n")[0]
+        assert sample["resps"][0][0].rstrip() == text.rstrip()
+
+
+def test_rolling_log_likelihood(folder: Path, tmp_path: Path) -> None:
+    text = "The cat sat on the mat. It saw a dog, and ran."
+    found = evaluate(folder, tmp_path, "loglikelihood_rolling", ROLLING, [{"text": text}])
+    end = AutoTokenizer.from_pretrained(folder).eos_token  # which the harness puts in front
+    expected = math.exp(-log_likelihood(folder, end, text) / len(text.split()))
+    assert found["results"]["ours"]["word_perplexity,none"] == pytest.approx(expected, rel=1e-3)
