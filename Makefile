@@ -1,5 +1,5 @@
 # The scripts do the work; each first makes the virtual environment (.venv) where it is missing or out of date.
-.PHONY: demo test check test-browser test-pretrained clean
+.PHONY: demo test check test-browser test-pretrained docs clean
 
 demo: ## compare the encodings on text that Python ships, about ten minutes on two cores
 	@scripts/demo
@@ -16,6 +16,9 @@ test-browser: ## the report in a headless Chromium (Debian: apt-get install chro
 test-pretrained: ## conversion of a real pretrained model, which is installed as a package of 100 MB
 	@scripts/test-pretrained
 
+docs: ## the documentation's site, in site/
+	@scripts/docs
+
 clean: ## the environment, the demo's run and every cache
-	rm -rf .venv runs/demo dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv runs/demo dist site .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -547,7 +547,7 @@ def test_lengths_share_graphs_and_one_exported_program(make_model: ModelMaker, s
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     with torch.no_grad():
-        for length in (20, 33, 47, 64, 130, 200):
+        for length in (20, 33, 47, 64, 100, 130, 200, 301, 513, 600):
             ids = torch.randint(12, (2, length))
             torch.testing.assert_close(compiled(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
     assert counter.frame_count <= 2
