@@ -234,6 +234,114 @@ def test_a_retrofit_counts_segments_without_the_scaling_of_tokens(tmp_path: Path
     assert model.config.rope_parameters == {"rope_type": "default", "rope_theta": 5e4}
 
 
+def test_folders_of_others_beside_the_target_are_left_alone(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.draft").mkdir()
+    (tmp_path / "out.draft" / "thesis.txt").write_text("mine")
+    convert(llama, tmp_path / "out")
+    assert (tmp_path / "out.draft" / "thesis.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llama", "out", "out.draft"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    convert(llama, tmp_path / "link")
+    assert (tmp_path / "empty" / "config.json").is_file()
+    with pytest.raises(ValueError, match="lies inside"):
+        convert(llama, llama / "inner")
+
+
+def test_an_output_layer_that_differs_is_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    model.save_pretrained(tmp_path / "llama")
+    settings = json.loads((tmp_path / "llama" / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(settings))
+    ids = ids_of(1, 20)
+    assert loaded(convert(tmp_path / "llama", tmp_path / "out"))(ids).logits.equal(model(ids).logits)
+
+
+def test_tensors_that_share_memory_in_a_pickle_are_both_written(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    model.save_pretrained(tmp_path / "llama")
+    (tmp_path / "llama" / "model.safetensors").unlink()
+    weights = model.state_dict()
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    torch.save(weights, tmp_path / "llama" / "pytorch_model.bin")
+    found = loaded(convert(tmp_path / "llama", tmp_path / "out"))
+    assert found.lm_head.weight.equal(weights["model.embed_tokens.weight"])
+
+
+def test_a_retrofit_of_a_table_that_is_trained_keeps_it(tmp_path: Path) -> None:
+    convert(GOLDEN / "bipe_rope", tmp_path / "one")
+    convert(tmp_path / "one", tmp_path / "two", "bipe-alibi", end_token_ids=[13, 869])
+    one, two = loaded(tmp_path / "one"), loaded(tmp_path / "two")
+    assert two.model.intra.embedding.weight.equal(one.model.intra.embedding.weight)
+    assert two.config.max_trained_offset is None
+    convert(tmp_path / "one", tmp_path / "three", "bipe-alibi", end_token_ids=[13, 869], max_offset=8)
+    assert not loaded(tmp_path / "three").model.intra.embedding.weight.any()
+    assert loaded(tmp_path / "three").config.max_trained_offset == 0
+
+
+def test_the_automatic_scale_needs_its_number(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give tokens_per_segment"):
+        convert(llama, tmp_path / "out", "bipe-alibi-auto")
+    model = loaded(convert(llama, tmp_path / "out", "bipe-alibi-auto", tokens_per_segment=12.5))
+    assert model.config.inter == {"type": "alibi", "scale": 12.5}
+
+
+def test_code_beside_a_model_is_not_promised_where_it_is_not_written(llama: Path, tmp_path: Path) -> None:
+    convert(llama, tmp_path / "one", standalone=True)
+    assert "auto_map" in json.loads((tmp_path / "one" / "config.json").read_text())
+    convert(tmp_path / "one", tmp_path / "two")
+    assert "auto_map" not in json.loads((tmp_path / "two" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"is_causal": False}, "attends to later tokens"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layers of other kinds"),
+        ({"quantization_config": {"quant_method": "awq"}}, "is quantized"),
+        ({"rope_scaling": "linear"}, "cannot be read as a model"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4}},
+            "low_freq_factor|llama3",
+        ),
+        ({"pad_token_id": 999}, "cannot be read as a model"),
+        ({"id2label": 5}, "cannot be read as a model"),
+        ({"vocab_size": "many"}, "vocab_size"),
+    ],
+)
+def test_a_llama_with_strange_settings_is_refused(
+    llama: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    settings = json.loads((llama / "config.json").read_text()) | changes
+    (llama / "config.json").write_text(json.dumps(settings))
+    refused(llama, tmp_path, reason)
+
+
+def test_settings_that_llama_has_not_decide_nothing(llama: Path, tmp_path: Path) -> None:
+    strange = {"scheme": "nope", "segmenter": {"type": "never"}, "self": 1}
+    settings = json.loads((llama / "config.json").read_text()) | strange
+    before = loaded(llama)
+    (llama / "config.json").write_text(json.dumps(settings))
+    model, ids = loaded(convert(llama, tmp_path / "out")), ids_of(1, 30)
+    assert model.config.scheme == "rope"
+    assert model(ids).logits.equal(before(ids).logits)
+
+
+def test_whole_numbers_are_no_weights(llama: Path, tmp_path: Path) -> None:
+    weights = load_file(llama / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(32, dtype=torch.int8)
+    save_file(weights, llama / "model.safetensors")
+    refused(llama, tmp_path, "model.norm.weight holds torch.int8")
+
+
+def test_a_truncated_gguf_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\x00\x00")
+    with pytest.raises(ValueError, match=r"model\.gguf"):
+        convert(tmp_path / "model.gguf", tmp_path / "out")
+
+
 def removed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     del weights["model.norm.weight"]
     return weights
@@ -274,7 +382,7 @@ def refused(source: Path, folder: Path, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as found:
         convert(source, folder / "out")
     assert "\n" not in str(found.value)
-    assert not (folder / "out").exists() and not (folder / "out.draft").exists()
+    assert not (folder / "out").exists() and not list(folder.glob(".out*"))
 
 
 class Program:
@@ -391,6 +499,7 @@ def test_the_command_converts_and_the_model_writes(
         ([str(llama), str(tmp_path / "x"), "--scheme", "rope", "--to-llama"], "--to-llama alone"),
         ([str(ours), str(tmp_path / "x"), "--to-llama"], "is a Llama"),
         ([str(llama)], "Missing argument"),
+        ([str(llama), str(tmp_path / "x"), "--rule", "line"], "--rule is for a retrofit"),
     ):
         assert run(app, ["convert", *arguments]) == 2
         found = capsys.readouterr()

@@ -1,7 +1,7 @@
 """`bipe convert`: checkpoints of others as this project's, and back."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,11 +20,15 @@ def convert(
         typer.Option(help="Retrofit: keep the weights and change to this scheme, such as bipe-rope."),
     ] = None,
     rule: Annotated[
-        str, typer.Option(help="With --scheme, which tokens end a segment: paper, sentence or line.")
-    ] = "paper",
+        str | None,
+        typer.Option(help="With --scheme, which tokens end a segment: paper (the default), sentence, line."),
+    ] = None,
     max_offset: Annotated[
-        int, typer.Option(min=1, help="With --scheme, rows of the new table of offsets.")
-    ] = 1024,
+        int | None, typer.Option(min=1, help="With --scheme, rows of a new table of offsets. Default: 1024.")
+    ] = None,
+    tokens_per_segment: Annotated[
+        float | None, typer.Option(help="With --scheme bipe-alibi-auto, the mean of the text it is for.")
+    ] = None,
     standalone: Annotated[
         bool,
         typer.Option("--standalone", help="Add the model's code, for trust_remote_code without bipe."),
@@ -40,9 +44,14 @@ def convert(
 
     if to_llama and (scheme is not None or standalone):
         raise ValueError("A Llama has one scheme and its own code: give --to-llama alone.")
+    options = {"rule": rule, "max_offset": max_offset, "tokens_per_segment": tokens_per_segment}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if scheme is None and given:
+        name = next(iter(given)).replace("_", "-")
+        raise ValueError(f"--{name} is for a retrofit: give --scheme too.")
     with quiet_transformers():
         if to_llama:
             convert_to_llama(source, target)
         else:
-            to_bipe(source, target, scheme, rule=rule, max_offset=max_offset, standalone=standalone)
+            to_bipe(source, target, scheme, standalone=standalone, **given)
     typer.echo(f"{target}")

@@ -72,7 +72,7 @@ def test_a_rate_that_yaml_reads_as_text_is_a_number(write):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": "rope"}, r"unknown setting 'schema', choose one of: scheme, rule, seed, data"),
+        ({"schema": "rope"}, r"unknown setting 'schema', choose one of: scheme, start, rule, seed, data"),
         (
             {"training": {"steps": 5, "step": 6}},
             r"unknown setting 'training.step', choose one of: steps, batch",
@@ -171,3 +171,13 @@ def test_every_setting_is_documented():
 
 def test_defaults_run():
     assert TrainingSettings(steps=1).steps == 1
+
+
+def test_settings_of_a_group_that_may_be_left_out(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("start: model\ndata: {train: text}\ntraining: {steps: 3}\n")
+    assert load_recipe(path).training.lora is None
+    assert load_recipe(path, {"lora": "{rank: 4}"}).training.lora.rank == 4
+    assert load_recipe(path, {"training.lora.rank": "4", "alpha": "2"}).training.lora.alpha == 2
+    with pytest.raises(ValueError, match=r"unknown setting 'training.lora.rnk', choose one of: rank, alpha"):
+        load_recipe(path, {"lora": "{rnk: 8}"})

@@ -142,9 +142,73 @@ def test_the_rotation_moves_from_tokens_to_segments(base, tmp_path, monkeypatch)
     assert halves is not None and halves[0].equal(expected[0]) and halves[1].equal(expected[1])
 
 
+def test_offsets_that_the_start_was_trained_on_stay_in_use(base, tmp_path):
+    convert(base / "bipe-rope", tmp_path / "start", "bipe-rope", max_offset=32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
+    for trained in (None, 30, 3):
+        model.config.max_trained_offset = trained
+        model.save_pretrained(tmp_path / "start")
+        recipe = recipe_from(base).model_copy(update={"start": str(tmp_path / "start")})
+        config = train_recipe(recipe, tmp_path / f"run-{trained}", on_progress=ignore).model.config
+        if trained == 3:
+            assert 5 < config.max_trained_offset < 30  # the longest of the new text
+        else:
+            assert config.max_trained_offset == trained
+
+
+def test_a_finished_run_needs_its_start_no_more_but_not_another(base, tmp_path):
+    shutil.copytree(base / "bipe-rope", tmp_path / "start")
+    recipe = recipe_from(base).model_copy(update={"start": str(tmp_path / "start")})
+    train_recipe(recipe, tmp_path / "run", on_progress=ignore)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
+    with torch.no_grad():
+        model.model.norm.weight.mul_(3)
+    model.save_pretrained(tmp_path / "start")
+    with pytest.raises(ValueError, match="went on from other weights"):
+        train_recipe(recipe, tmp_path / "run", on_progress=ignore)
+    shutil.rmtree(tmp_path / "start")
+    assert train_recipe(recipe, tmp_path / "run", on_progress=ignore).directory == tmp_path / "run"
+
+
+def test_a_config_of_another_model_is_refused(base, tmp_path):
+    from bipe import BipeConfig
+    from bipe.training import train_model
+
+    config = BipeConfig.from_pretrained(base / "bipe-rope")
+    config.hidden_size = 64
+    blocks = [{"input_ids": torch.arange(32), "labels": torch.arange(32)}]
+    with pytest.raises(ValueError, match="hidden_size is 64 there and 32 here"):
+        train_model(
+            config,
+            blocks,
+            None,
+            recipe_from(base).training,
+            tmp_path / "run",
+            seed=0,
+            start=base / "bipe-rope",
+        )
+
+
+def test_adapters_of_tied_weights_are_refused(base, tmp_path):
+    pytest.importorskip("peft")
+    shutil.copytree(base / "bipe-rope", tmp_path / "tied")
+    model = AutoModelForCausalLM.from_pretrained(base / "bipe-rope")
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.save_pretrained(tmp_path / "tied")
+    recipe = recipe_from(base, lora={"targets": ["lm_head"]}).model_copy(
+        update={"start": str(tmp_path / "tied")}
+    )
+    with pytest.raises(ValueError, match="leave embed_tokens and lm_head out"):
+        train_recipe(recipe, tmp_path / "run", on_progress=ignore)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"data": {"train": "x", "tokenizer": "other"}}, "the tokenizer is that of start"),
+        ({"rule": "line"}, "the rule is that of start"),
+        ({"training": {"steps": 3, "gradual_steps": 3}}, "gradual_steps must be below steps, 3"),
         ({"start": "nowhere"}, "nowhere is no folder of a model"),
         ({"scheme": "bipe-alibi"}, "has scheme 'bipe-rope', and the recipe says 'bipe-alibi'"),
         ({"model": {"hidden_size": 64}}, "the model settings are those of start"),

@@ -101,10 +101,14 @@ def attend_dense(
     For a single query, whose row of biases is made once for all layers, and for tracing, which could not
     follow the blocks.
     """
-    mask = bias.row
+    mask, rows, columns = bias.row, slice(0, visible.targets), slice(0, visible.sources)
+    if not torch.compiler.is_compiling():
+        columns = slice(0, visible.columns_of(rows).stop)  # no slots of a cache that are not filled yet
+        key, value = key[:, :, columns], value[:, :, columns]
     if mask is None:
-        whole = bias.block(slice(0, visible.targets), slice(0, visible.sources))
-        mask = _for_kernel(whole.masked_fill(~visible.dense, torch.finfo(whole.dtype).min), query)
+        whole = bias.block(rows, columns)
+        hidden = ~visible.block(rows, columns)
+        mask = _for_kernel(whole.masked_fill(hidden, torch.finfo(whole.dtype).min), query)
     if visible.targets == 1 and not torch.compiler.is_compiling():
         bias.row = mask
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)

@@ -159,9 +159,10 @@ def measure_generation(
         ValueError: an unknown scheme, a size that does not divide, no context or new token, or no round.
     """
     size, device = size or Size(), _device()
-    if not schemes or not contexts or min(*contexts, new_tokens) < 1:
+    if not schemes or not contexts or min(contexts) < 2 or new_tokens < 1:
         raise ValueError(
-            f"Give at least one scheme, contexts and new tokens; got {list(contexts)} and {new_tokens}."
+            "Give at least one scheme, contexts of 2 or more tokens, and new tokens; got "
+            f"{list(contexts)} and {new_tokens}."
         )
     torch.manual_seed(seed)
     models: dict[str, PreTrainedModel] = {scheme: size.scheme(scheme) for scheme in schemes}

@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -18,7 +20,7 @@ from bipe.registry import choose
 from .configuration import BipeConfig
 from .modeling import BipeForCausalLM
 from .schemes import SCHEMES
-from .standalone import write_standalone
+from .standalone import without_code, write_standalone
 from .weights import read_weights
 
 RELEASED_SCHEMES = {"rope": "rope", "alibi": "alibi", "bipe_rope": "bipe-rope", "bipe_alibi": "bipe-alibi"}
@@ -64,12 +66,13 @@ def convert(
     rule: str = "paper",
     end_token_ids: Iterable[int] | None = None,
     max_offset: int = 1024,
+    tokens_per_segment: float | None = None,
     standalone: bool = False,
 ) -> Path:
     """Write a checkpoint of this project from one of the authors' released format or of Llama's architecture.
 
     Without a scheme the model computes what the source does: bit for bit for a Llama. With one it is
-    retrofitted, ready for fine-tuning: weights in common are kept, offset vectors start at zero, and the
+    retrofitted, ready for fine-tuning: weights in common are kept, new offset vectors start at zero, and the
     rotation, of the same base and without scaling, counts what the scheme's segments say. Tokenizer and
     generation settings are copied.
 
@@ -81,6 +84,7 @@ def convert(
         rule: what ends a segment in a retrofitted model; see `TokenSet.from_tokenizer`.
         end_token_ids: these ids instead of a rule.
         max_offset: rows of a new table of offsets.
+        tokens_per_segment: for the scheme `bipe-alibi-auto`, the mean over the text that it is for.
         standalone: also write the model's code, with which `trust_remote_code=True` loads the folder where
             this package is not installed; see `write_standalone`.
 
@@ -91,18 +95,17 @@ def convert(
         ValueError: the source is no checkpoint of these kinds, damaged, or its tensors are not those of its
             config; the scheme is unknown or needs what is not there; the target is in use.
     """
-    source, target = Path(source), Path(target)
+    source, target = Path(source), Path(target).resolve()
     if scheme is not None:
         choose("scheme", SCHEMES, scheme)
-    _check_free(target)
+    _check_free(source, target)
     found = read_source(source)
     if scheme is not None:
-        found = _retrofitted(found, source, scheme, rule, end_token_ids, max_offset)
-    with torch.device("meta"):
+        fields = {"rule": rule, "end_token_ids": end_token_ids, "max_offset": max_offset}
+        found = _retrofitted(found, source, scheme, tokens_per_segment=tokens_per_segment, **fields)
+    with _plainly(source), torch.device("meta"):
         model = BipeForCausalLM(found.config)
-    _write(model, found.weights, source, target)
-    if standalone:
-        write_standalone(target)
+    _write(model, found.weights, source, target, standalone=standalone)
     return target
 
 
@@ -113,8 +116,8 @@ def convert_to_llama(source: str | Path, target: str | Path) -> Path:
         ValueError: the model has segments, offsets or another relation than RoPE, which Llama has not; or the
             target is in use.
     """
-    source, target = Path(source), Path(target)
-    _check_free(target)
+    source, target = Path(source), Path(target).resolve()
+    _check_free(source, target)
     found = read_source(source)
     config = found.config
     plain = {"segmenter": {"type": "every_token"}, "intra": {"type": "zero"}, "inter": {"type": "rope"}}
@@ -137,23 +140,50 @@ def read_source(source: Path) -> Source:
     Raises:
         ValueError: as `convert`.
     """
-    if source.suffix == ".gguf":
-        return _read_gguf(source)
-    fields = _read_config(source)
-    kind = fields.get("model_type")
-    if "rpe_type" in fields:
-        return _from_released(fields, read_weights(source), source)
-    if kind == BipeConfig.model_type:
-        return Source(BipeConfig.from_pretrained(source), read_weights(source))
-    if kind in LLAMA_TYPES:
-        return _from_llama(fields, read_weights(source))
+    with _plainly(source):
+        if source.suffix == ".gguf":
+            return _untied(_read_gguf(source))
+        fields = read_config(source)
+        kind = fields.get("model_type")
+        if "rpe_type" in fields:
+            return _untied(_from_released(fields, read_weights(source), source))
+        if kind == BipeConfig.model_type:
+            return _untied(Source(without_code(BipeConfig.from_pretrained(source)), read_weights(source)))
+        if kind in LLAMA_TYPES:
+            return _untied(_from_llama(fields, read_weights(source)))
     raise ValueError(
         f"{source} holds a model of type {kind!r}. Those that can be converted: {', '.join(LLAMA_TYPES)}, "
         f"{BipeConfig.model_type}, and the released BiPE format, whose config.json has an rpe_type."
     )
 
 
-def _read_config(source: Path) -> dict[str, Any]:
+@contextmanager
+def _plainly(source: Path) -> Iterator[None]:
+    """Tell in one line what a checkpoint's odd settings make libraries fail with."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except (TypeError, KeyError, AttributeError, AssertionError, RuntimeError, struct.error) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source} cannot be read as a model: {type(error).__name__}: {reason}") from error
+
+
+def _untied(found: Source) -> Source:
+    """With the output layer's weights apart from the embedding's where the file says that they differ."""
+    head = found.weights.get("lm_head.weight")
+    embedding = found.weights.get("model.embed_tokens.weight")
+    if found.config.tie_word_embeddings and head is not None and embedding is not None:
+        found.config.tie_word_embeddings = bool(torch.equal(head, embedding))
+    return found
+
+
+def read_config(source: Path) -> dict[str, Any]:
+    """The settings in a model's `config.json`.
+
+    Raises:
+        ValueError: there are none.
+    """
     path = source / "config.json"
     if not path.is_file():
         raise ValueError(f"{source} is no folder of a model: it has no config.json.")
@@ -222,16 +252,22 @@ def _from_llama(fields: dict[str, Any], weights: dict[str, Tensor]) -> Source:
 
 
 def _llama_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says in terms of `LlamaConfig`, by transformers' own reading of older names."""
-    own = (
-        "model_type",
-        "architectures",
-        "auto_map",
-        "transformers_version",
-        "sliding_window",
-        "_name_or_path",
-    )
-    return {name: value for name, value in fields.items() if name not in own}
+    """What a config.json says in terms of `LlamaConfig`, by transformers' own reading of older names.
+
+    Raises:
+        ValueError: it says that the layers do something else than Llama's.
+    """
+    layers = fields.get("layer_types") or []
+    for strange, what in (
+        (fields.get("is_causal") is False, "attends to later tokens (is_causal)"),
+        (any(kind != "full_attention" for kind in layers), "has layers of other kinds (layer_types)"),
+        (fields.get("quantization_config"), "is quantized: dequantize it first, or take a .gguf file"),
+    ):
+        if strange:
+            raise ValueError(f"This model {what}.")
+    own = {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype", "auto_map"}
+    known = (set(LlamaConfig().to_dict()) | {"rope_theta", "rope_scaling"}) - own
+    return {name: value for name, value in fields.items() if name in known}
 
 
 def _read_gguf(path: Path) -> Source:
@@ -249,7 +285,7 @@ def _read_gguf(path: Path) -> Source:
         )
     except ImportError as error:
         raise ValueError(f"Reading {path} needs the package gguf: pip install 'bipe[gguf]'.") from error
-    fields = model.config.to_dict()
+    fields = {**model.config.to_dict(), "quantization_config": None}
     if fields.get("model_type") not in LLAMA_TYPES:
         raise ValueError(f"{path} holds a model of type {fields.get('model_type')!r}, not of Llama's layers.")
     return _from_llama(fields, dict(model.state_dict()))
@@ -259,9 +295,9 @@ def _retrofitted(
     found: Source,
     source: Path,
     scheme: str,
-    rule: str,
+    *,
     end_token_ids: Iterable[int] | None,
-    max_offset: int,
+    **given: Any,
 ) -> Source:
     """The same weights under another scheme, whose new parameters are zero."""
     tokenizer = None
@@ -273,41 +309,56 @@ def _retrofitted(
     config = BipeConfig.from_scheme(
         scheme,
         tokenizer,
-        rule=rule,
         end_token_ids=end_token_ids,
-        max_offset=max_offset,
         rope_theta=theta,
+        **given,
         **fields,
     )
     with torch.device("meta"):
         wanted = BipeForCausalLM(config).state_dict()
     weights = {name: part for name, part in found.weights.items() if not name.startswith("model.intra.")}
     like = next(iter(weights.values()))
+    config.max_trained_offset = found.config.max_trained_offset
     for name, part in wanted.items():
-        if name.startswith("model.intra."):
+        if not name.startswith("model.intra."):
+            continue
+        old = found.weights.get(name)
+        if old is not None and old.shape == part.shape:
+            weights[name] = old
+        else:
             weights[name] = torch.zeros(part.shape, dtype=like.dtype)
+            config.max_trained_offset = 0  # of the new vectors none has been trained
     return Source(config, weights)
 
 
-def _check_free(target: Path) -> None:
+def _check_free(source: Path, target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is in use: give a folder that does not exist yet.")
+    if source.resolve() in (target, *target.parents):
+        raise ValueError(f"{target} lies inside {source}: give a folder elsewhere.")
 
 
-def _write(model: PreTrainedModel, weights: dict[str, Tensor], source: Path, target: Path) -> None:
+def _write(
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    source: Path,
+    target: Path,
+    *,
+    standalone: bool = False,
+) -> None:
     """Fill a model without storage and save it with the source's tokenizer, all of it or nothing."""
-    _fill(model, weights)
-    draft = target.with_name(f"{target.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with _plainly(source):
+        _fill(model, weights)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        draft = Path(scratch) / "model"
         model.save_pretrained(draft)
         _copy_tokenizer(source, draft)
+        if standalone:
+            write_standalone(draft)
         if target.exists():
             target.rmdir()
         draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
@@ -327,7 +378,13 @@ def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
             raise ValueError(
                 f"The weights are not those of the config: {len(names)} {kind}, such as {min(names)}."
             )
+    storages: set[int] = set()
     for name, part in weights.items():
+        if not part.is_floating_point():
+            raise ValueError(f"The weights are not those of the config: {name} holds {part.dtype}.")
+        if part.untyped_storage().data_ptr() in storages:  # saved twice, or not at all
+            weights[name] = part.clone()
+        storages.add(part.untyped_storage().data_ptr())
         if part.shape != wanted[name].shape:
             raise ValueError(
                 f"The weights are not those of the config: {name} has the shape {tuple(part.shape)}, not "

@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from .configuration import BipeConfig
+
 MODULE = "modeling_bipe"
 ROOTS = ("bipe.models.configuration", "bipe.models.modeling")
 CLASSES = {"AutoConfig": "BipeConfig", "AutoModel": "BipeModel", "AutoModelForCausalLM": "BipeForCausalLM"}
@@ -43,6 +45,12 @@ def write_standalone(folder: str | Path) -> Path:
     fields["auto_map"] = {auto: f"{MODULE}.{name}" for auto, name in CLASSES.items()}
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     return module
+
+
+def without_code(config: BipeConfig) -> BipeConfig:
+    """A config that no longer names a module beside it, since what is written from it has none."""
+    vars(config).pop("auto_map", None)
+    return config
 
 
 def flat_module() -> str:

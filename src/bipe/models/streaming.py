@@ -1,6 +1,7 @@
 """Text as it is written, a piece at a time."""
 
 from collections.abc import Callable
+from itertools import takewhile
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -11,11 +12,12 @@ class TextPieces(BaseStreamer):
     """Hands on what each new token makes final of a text, the prompt first.
 
     All tokens are decoded again each time, since a token's text depends on those before it; a character whose
-    last bytes are still to come is held back.
+    last bytes are still to come is held back. Some tokenizers change earlier text when they decode bytes that
+    make no character; then what follows is shown from where the two texts part.
 
     Args:
         tokenizer: decodes the tokens; special tokens are left out.
-        on_piece: gets each piece; together they are the decoded text.
+        on_piece: gets each piece.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, on_piece: Callable[[str], None]) -> None:
@@ -33,7 +35,7 @@ class TextPieces(BaseStreamer):
             raise ValueError(f"One text can be shown as it is written, not a batch of {len(value)}.")
         self.ids += value.flatten().tolist()
         text = self._text()
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(self.told):
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
             self._tell(text)
 
     def end(self) -> None:
@@ -43,6 +45,8 @@ class TextPieces(BaseStreamer):
         return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
 
     def _tell(self, text: str) -> None:
-        if piece := text[len(self.told) :]:
-            self.told = text
+        both = takewhile(lambda pair: pair[0] == pair[1], zip(text, self.told, strict=False))
+        piece = text[sum(1 for _ in both) :]
+        self.told = text
+        if piece:
             self.on_piece(piece)

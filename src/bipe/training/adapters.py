@@ -31,6 +31,11 @@ def add_adapters(model: BipeForCausalLM, settings: LoraSettings, seed: int) -> A
     except ImportError as error:
         raise ValueError("Adapters need the package peft: pip install 'bipe[peft]'.") from error
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if model.config.tie_word_embeddings and {"embed_tokens", "lm_head"} & set(settings.targets):
+        raise ValueError(
+            "This model's output layer uses the embedding's weights, so neither can have an adapter of its "
+            "own: leave embed_tokens and lm_head out of lora's targets."
+        )
     unknown = [name for name in settings.targets if name not in names]
     if unknown:
         raise ValueError(f"No layer of the model is called {unknown[0]!r}, which lora's targets name.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -144,6 +144,11 @@ class TrainingSettings(Settings):
             raise ValueError(
                 f"warmup_steps must be below the {end} steps of the schedule; got {self.warmup_steps}."
             )
+        if self.gradual_steps is not None and self.gradual_steps >= self.steps:
+            raise ValueError(
+                f"gradual_steps must be below steps, {self.steps}, so that the whole way is trained; got "
+                f"{self.gradual_steps}."
+            )
         return self
 
 
@@ -173,8 +178,13 @@ class Recipe(Settings):
             raise ValueError("give a scheme, or start from a model.")
         if self.start is None and self.training.lora is not None:
             raise ValueError("lora adapts a trained model: give its folder as start.")
-        if self.start is not None and self.model != ModelSettings():
-            raise ValueError("the model settings are those of start; leave them out.")
+        for what, given in (
+            ("model settings are those", self.model != ModelSettings()),
+            ("tokenizer is that", self.data.tokenizer is not None),
+            ("rule is that", self.rule != "paper"),
+        ):
+            if self.start is not None and given:
+                raise ValueError(f"the {what} of start; leave them out.")
         return self
 
 
@@ -283,10 +293,19 @@ def _setting(kind: type[Settings], name: str) -> str:
 
 def _dotted_names(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _dotted_names(field.annotation, f"{prefix}{name}.")
-        else:
+        inner = _settings_in(field.annotation)
+        if inner is None or field.default is None:  # as a whole, where it may be left out
             yield prefix + name
+        if inner is not None:
+            yield from _dotted_names(inner, f"{prefix}{name}.")
+
+
+def _settings_in(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings that a field holds, if it holds one, or may."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _parse_value(text: str) -> Any:
@@ -315,9 +334,9 @@ def _describe(kind: type[BaseModel], one: Mapping[str, Any]) -> str:
 def _group(kind: type[BaseModel], keys: Sequence[str]) -> type[BaseModel]:
     group = kind
     for key in keys:
-        annotation = group.model_fields[key].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        group = annotation
+        inner = _settings_in(group.model_fields[key].annotation)
+        assert inner is not None, "pydantic finds unknown names in groups only"
+        group = inner
     return group
 
 

@@ -85,6 +85,18 @@ def is_finished(run: Path) -> bool:
     return marker is not None and bool(marker["finished"])
 
 
+def check_start(run: Path, start: Path) -> None:
+    """Refuse a finished run whose start is there and has other weights by now.
+
+    Raises:
+        ValueError: it has.
+    """
+    marker = read_marker(run)
+    known = None if marker is None else marker["identity"].get("start")
+    if any(start.glob("*.safetensors")) and known != _weights_checksum(start):
+        raise ValueError(f"{run} went on from other weights than {start} holds now. Choose another folder.")
+
+
 def refuse_foreign_files(run: Path) -> None:
     """Raise where `run` holds files, but no record of a run that made them: they are somebody's."""
     if run.exists() and not run.is_dir():

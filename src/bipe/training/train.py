@@ -19,9 +19,11 @@ from bipe.data.packing import hold_out_tails, pack
 from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
 from bipe.models.checkpoint import load_model, quiet_transformers
 from bipe.models.configuration import BipeConfig
+from bipe.models.convert import read_config
 from bipe.models.initialization import initialize_by_name
 from bipe.models.modeling import BipeForCausalLM
 from bipe.models.schemes import SCHEMES
+from bipe.models.standalone import without_code
 from bipe.registry import choose
 from bipe.segmentation import RULES, TokenSet, build_segmenter
 from bipe.segmentation.statistics import mean_tokens_per_segment
@@ -38,12 +40,14 @@ from .progress import progress_line
 from .recipe import DataSettings, Recipe, TrainingSettings, dump_recipe
 from .run_folder import (
     RECIPE,
+    UNSTABLE_FIELDS,
+    check_start,
     claim,
     claim_recipe,
+    first_difference,
     identify,
     is_finished,
     open_folder,
-    read_json,
     write_marker,
     write_whole,
 )
@@ -52,6 +56,8 @@ from .trainer import BlockTrainer, run_order, training_arguments
 ENVIRONMENT = "environment.json"
 BYTES_A_PARAMETER = 16
 """Of training in float32: a weight, its gradient and two moments."""
+FROZEN_BYTES = 4
+"""Of a weight that stays as it is beside adapters."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,8 @@ def train_model(
     """
     run = Path(out_dir)
     start = None if start is None else Path(start)
+    if start is not None and (difference := first_difference(_fields(config), _fields(_config_of(start)))):
+        raise ValueError(f"The config is not that of {start}: {difference}.")
     identity = identify(config, blocks, settings, seed, start)
     if claim(run, identity, resume):
         return load_run(run)
@@ -165,10 +173,12 @@ def train_recipe(
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
     run = Path(out_dir)
-    check_recipe(recipe)
     claim_recipe(run, recipe, resume)
     if is_finished(run):
+        if recipe.start is not None:
+            check_start(run, Path(recipe.start))
         return load_run(run)
+    check_recipe(recipe)
     training, validation, tokenizer = _read_text(recipe.data, recipe.start)
     config = configure(recipe, tokenizer, training)
     length, eos = recipe.data.train_length, cast(int | None, tokenizer.eos_token_id)
@@ -243,19 +253,24 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.scheme is not None:
         choose("scheme", SCHEMES, recipe.scheme)
     if recipe.start is not None:
-        _check_memory(_config_of(recipe.start, recipe.scheme))
+        adapted = recipe.training.lora is not None
+        _check_memory(_config_of(recipe.start, recipe.scheme), FROZEN_BYTES if adapted else BYTES_A_PARAMETER)
         return
     _check_memory(BipeConfig(vocab_size=recipe.data.vocab_size, **_sizes(recipe)))
 
 
-def _config_of(start: str, scheme: str | None) -> BipeConfig:
+def _fields(config: BipeConfig) -> dict[str, Any]:
+    left_out = UNSTABLE_FIELDS | {"auto_map", "architectures", "_name_or_path"}
+    fields = {name: value for name, value in config.to_dict().items() if name not in left_out}
+    return json.loads(json.dumps(fields))
+
+
+def _config_of(start: str | Path, scheme: str | None = None) -> BipeConfig:
     """The config of a model to go on from."""
-    if not (Path(start) / "config.json").is_file():
-        raise ValueError(f"{start} is no folder of a model: it has no config.json.")
-    kind = read_json(Path(start) / "config.json").get("model_type")
+    kind = read_config(Path(start)).get("model_type")
     if kind != BipeConfig.model_type:
         raise ValueError(f"{start} holds a model of type {kind!r}; make it one of ours with bipe convert.")
-    config = BipeConfig.from_pretrained(start)
+    config = without_code(BipeConfig.from_pretrained(start))
     if scheme is not None and scheme != config.scheme:
         raise ValueError(
             f"{start} has scheme {config.scheme!r}, and the recipe says {scheme!r}: retrofit it first, with "
@@ -264,7 +279,7 @@ def _config_of(start: str, scheme: str | None) -> BipeConfig:
     return config
 
 
-def _check_memory(config: BipeConfig) -> None:
+def _check_memory(config: BipeConfig, bytes_each: int = BYTES_A_PARAMETER) -> None:
     """Refuse a model that could not even be held, rather than be killed while it is made."""
     if torch.cuda.is_available():
         return
@@ -272,7 +287,7 @@ def _check_memory(config: BipeConfig) -> None:
         model = BipeForCausalLM(BipeConfig(**{**config.to_dict(), "num_hidden_layers": 1}))
     layer = sum(parameter.numel() for parameter in model.model.layers.parameters())
     parameters = model.num_parameters() + (config.num_hidden_layers - 1) * layer
-    needed, there = parameters * BYTES_A_PARAMETER, psutil.virtual_memory().total
+    needed, there = parameters * bytes_each, psutil.virtual_memory().total
     if needed > there:
         raise ValueError(
             f"This model has {parameters:,} parameters; training it needs {needed / 2**30:,.0f} GiB for "
@@ -315,8 +330,10 @@ def _initial_model(
         initialize_by_name(model, order.seed)
     else:
         model = cast(BipeForCausalLM, load_model(start)).float()
-    longest = _longest_offset(model, blocks, order.drawn())
-    model.config.max_trained_offset = max(longest, model.config.max_trained_offset or 0)
+        without_code(model.config)
+    longest, trained = _longest_offset(model, blocks, order.drawn()), model.config.max_trained_offset
+    if start is None or trained is not None:  # None, of a converted model, says that all have been trained
+        model.config.max_trained_offset = max(longest, trained or 0)
     return model
 
 
