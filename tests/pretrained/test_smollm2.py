@@ -51,8 +51,8 @@ def test_its_logits_are_those_of_transformers_bit_for_bit(
 
 
 @torch.no_grad()
-def test_it_can_be_retrofitted(converted: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(convert(converted, tmp_path / "bipe", "bipe-rope"))
+def test_it_can_be_retrofitted(gguf: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(convert(gguf, tmp_path / "bipe", "bipe-rope"))
     assert (
         model.config.segmenter["type"] == "token_set" and len(model.config.segmenter["end_token_ids"]) > 100
     )

@@ -98,20 +98,23 @@ def attend_dense(
 ) -> Tensor:
     """As `attend_in_blocks` with everything in one block.
 
-    For a single query, whose row of biases is made once for all layers, and for tracing, which could not
-    follow the blocks.
+    For a single query, and for tracing, which could not follow the blocks. The mask is made once for all
+    layers.
     """
-    mask, rows, columns = bias.row, slice(0, visible.targets), slice(0, visible.sources)
-    if not torch.compiler.is_compiling():
-        columns = slice(0, visible.columns_of(rows).stop)  # no slots of a cache that are not filled yet
-        key, value = key[:, :, columns], value[:, :, columns]
-    if mask is None:
+    rows = slice(0, visible.targets)
+    columns = slice(0, visible.columns_of(rows).stop)  # without slots of a cache that are not filled yet
+    if bias.mask is None:
         whole = bias.block(rows, columns)
         hidden = ~visible.block(rows, columns)
-        mask = _for_kernel(whole.masked_fill(hidden, torch.finfo(whole.dtype).min), query)
-    if visible.targets == 1 and not torch.compiler.is_compiling():
-        bias.row = mask
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        bias.mask = _for_kernel(whole.masked_fill(hidden, torch.finfo(whole.dtype).min), query)
+    return scaled_dot_product_attention(
+        query,
+        key[:, :, columns],
+        value[:, :, columns],
+        attn_mask=bias.mask,
+        dropout_p=dropout,
+        scale=scaling,
+    )
 
 
 def _for_kernel(mask: Tensor, query: Tensor) -> Tensor:

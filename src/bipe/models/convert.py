@@ -12,7 +12,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from bipe.data.tokens import load_tokenizer
 from bipe.registry import choose
@@ -272,8 +280,6 @@ def _llama_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_gguf(path: Path) -> Source:
     """A `.gguf` file, through transformers, with its weights in float32."""
-    from transformers import AutoModelForCausalLM, GgufConfig
-
     if not path.is_file():
         raise ValueError(f"{path} is no file.")
     try:
@@ -302,7 +308,7 @@ def _retrofitted(
     """The same weights under another scheme, whose new parameters are zero."""
     tokenizer = None
     if end_token_ids is None and SCHEMES[scheme].segmenter == "token_set":
-        tokenizer = load_tokenizer(str(source))
+        tokenizer = _tokenizer_of(source)
     theta = (found.config.rope_parameters or {}).get("rope_theta")
     kept = ("segmenter", "intra", "inter", "scheme", "rope_parameters", "max_trained_offset", "model_type")
     fields = {name: value for name, value in found.config.to_dict().items() if name not in kept}
@@ -394,11 +400,15 @@ def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     model.tie_weights()
 
 
+def _tokenizer_of(source: Path) -> PreTrainedTokenizerBase:
+    if source.is_dir():
+        return load_tokenizer(str(source))
+    return AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+
+
 def _copy_tokenizer(source: Path, target: Path) -> None:
     if source.is_file():
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
+        _tokenizer_of(source).save_pretrained(target)
         return
     for name in TOKENIZER_FILES:
         with suppress(FileNotFoundError):

@@ -182,13 +182,9 @@ def reach_on_text(
         relation: Relation,
         visible: Visible,
     ) -> None:
-        parts = (query, key.repeat_interleave(attention.num_key_value_groups, dim=1), relation, visible)
-        found.append(
-            (
-                _needed(*parts, attention.scaling, positions, real),
-                _mass(*parts, attention.scaling, positions, late, share),
-            )
-        )
+        key = key.repeat_interleave(attention.num_key_value_groups, dim=1)
+        layer = _Layer(query, key, relation, visible, attention.scaling)
+        found.append((_needed(layer, positions, real), _mass(layer, positions, late, share)))
 
     training = {module: module.training for module in model.modules()}
     with watched(model.model.layers, watch), torch.no_grad():
@@ -202,16 +198,19 @@ def reach_on_text(
     return needed, mass
 
 
-def _needed(
-    query: Tensor,
-    key: Tensor,
-    relation: Relation,
-    visible: Visible,
-    scaling: float,
-    positions: BilevelPositions,
-    real: Tensor,
-) -> Distance:
+class _Layer(NamedTuple):
+    """What a layer attends with."""
+
+    query: Tensor
+    key: Tensor
+    relation: Relation
+    visible: Visible
+    scaling: float
+
+
+def _needed(layer: _Layer, positions: BilevelPositions, real: Tensor) -> Distance:
     """How far back the rule of `segment_local` looks, over all queries."""
+    query, key, relation, visible, scaling = layer
     bias, (rows, tokens) = relation.bias, positions.token.shape
     if not isinstance(bias, DecayingBias):
         nothing = torch.full(query.shape[1:2], math.inf, dtype=torch.float64)
@@ -230,17 +229,9 @@ def _needed(
     )
 
 
-def _mass(
-    query: Tensor,
-    key: Tensor,
-    relation: Relation,
-    visible: Visible,
-    scaling: float,
-    positions: BilevelPositions,
-    counted: Tensor,
-    share: float,
-) -> Distance:
+def _mass(layer: _Layer, positions: BilevelPositions, counted: Tensor, share: float) -> Distance:
     """The smallest distances within which so much of the weights of the counted queries lies."""
+    query, key, relation, visible, scaling = layer
     heads = query.shape[1]
     totals = [
         torch.zeros(heads, int(index.max()) + 1, dtype=torch.float64, device=query.device)

@@ -19,11 +19,11 @@ class Bias(ABC):
 
     Attributes:
         differentiable: tensors that `block` reads and that gradients are wanted of.
-        row: what attention makes of it for a single query, kept for the other layers.
+        mask: what attention makes of it where everything is one block, kept for the other layers.
     """
 
     differentiable: tuple[Tensor, ...] = ()
-    row: Tensor | None = None
+    mask: Tensor | None = None
 
     @abstractmethod
     def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
