@@ -22,7 +22,10 @@ DECAYING = sorted(name for name, scheme in SCHEMES.items() if INTER_ENCODINGS[sc
 PAIRS = [
     (name, scheme) for name in FAST for scheme in sorted(SCHEMES) if name == "sdpa" or scheme in DECAYING
 ]
-ROTATION_ONLY = sorted(name for name, scheme in SCHEMES.items() if scheme.inter["type"] != "alibi")
+BIASED = set(DECAYING) | {
+    name for name in SCHEMES if {"cope", "fire", "t5", "rerope", "selfextend"} & {name.removeprefix("bipe-")}
+}
+ROTATION_ONLY = sorted(set(SCHEMES) - BIASED)
 BORDERS = torch.tensor([0, 7, 8, 15])
 
 

@@ -64,9 +64,9 @@ def attention(request: pytest.FixtureRequest) -> str | None:
 def test_cached_generation_matches_recomputation(
     make_model: ModelMaker, scheme: str, attention: str | None
 ) -> None:
-    model = make_model(scheme, attn_implementation=attention)
-    expected = recompute(model, PROMPT)
-    assert crosses_segments(model, expected)
+    models = (make_model(scheme, attn_implementation=attention, seed=seed) for seed in range(2, 12))
+    found = ((model, recompute(model, PROMPT)) for model in models)
+    model, expected = next(pair for pair in found if crosses_segments(*pair))
     assert generate(model, PROMPT).tolist() == expected.tolist()
 
 

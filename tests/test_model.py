@@ -334,6 +334,7 @@ def test_gradient_checkpointing_gives_equal_gradients(
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
     ids, documents = ids_of(2, 20), documents_of((9, 11)).expand(2, -1)
     for model in (plain, saving):
+        torch.manual_seed(0)  # some encodings draw at random in training
         model(ids, labels=ids, document_ids=documents, use_cache=False).loss.backward()
     assert_equal_gradients(plain, saving)
 
@@ -367,7 +368,9 @@ def test_initial_values_are_shared_by_all_schemes(make_model: ModelMaker) -> Non
     seen: dict[str, Tensor] = {}
     for model in models:
         for name, parameter in model.named_parameters():
-            assert torch.equal(seen.setdefault(name, parameter), parameter), name
+            # What an encoding between segments is told makes it another one.
+            key = f"{model.config.inter} {name}" if ".inter." in name else name
+            assert torch.equal(seen.setdefault(key, parameter), parameter), name
 
 
 def test_initial_values_leave_the_global_generator_alone(make_model: ModelMaker) -> None:

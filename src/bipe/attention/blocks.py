@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-from bipe.encodings.inter.base import Bias
+from bipe.encodings.inter.base import Bias, Content
 
 from .visible import Visible
 
@@ -103,18 +103,14 @@ def attend_dense(
     """
     rows = slice(0, visible.targets)
     columns = slice(0, visible.columns_of(rows).stop)  # without slots of a cache that are not filled yet
-    if bias.mask is None:
-        whole = bias.block(rows, columns)
-        hidden = ~visible.block(rows, columns)
-        bias.mask = _for_kernel(whole.masked_fill(hidden, torch.finfo(whole.dtype).min), query)
-    return scaled_dot_product_attention(
-        query,
-        key[:, :, columns],
-        value[:, :, columns],
-        attn_mask=bias.mask,
-        dropout_p=dropout,
-        scale=scaling,
-    )
+    key, value, mask = key[:, :, columns], value[:, :, columns], bias.mask
+    if mask is None:
+        seen = visible.block(rows, columns)
+        whole = bias.between(Content(query, key, seen, scaling), rows, columns)
+        mask = _for_kernel(whole.masked_fill(~seen, torch.finfo(whole.dtype).min), query)
+        if not bias.reads_content:
+            bias.mask = mask
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
 
 
 def _for_kernel(mask: Tensor, query: Tensor) -> Tensor:
@@ -137,7 +133,7 @@ class _Work:
 
     def attend(self, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of one block, given its parts of the tensors."""
-        mask = self.mask(self.blocks[index])
+        mask = self.mask(self.blocks[index], query, key)
         with _seeded(self.seed + index, query.device, wanted=self.dropout > 0):
             return scaled_dot_product_attention(
                 query,
@@ -148,8 +144,16 @@ class _Work:
                 scale=self.scaling,
             )
 
-    def mask(self, block: Block) -> Tensor:
+    def mask(self, block: Block, query: Tensor, key: Tensor) -> Tensor:
         """The bias where a key may be seen and the lowest number elsewhere, `(B or 1, h, t, s)` float32."""
+        # The lowest finite number, not -inf: a row of padding sees nothing, and -inf alone makes NaN.
+        lowest = torch.finfo(torch.float32).min
+        if self.bias.reads_content:
+            seen = self.visible.block(block.rows, block.columns)
+            content = Content(query, key, seen, self.scaling)
+            return self.bias.between(content, block.rows, block.columns, block.heads).masked_fill(
+                ~seen, lowest
+            )
         bias = self.bias.block(block.rows, block.columns, block.heads)
         own = self.visible.columns_of(block.rows)
         columns = block.columns
@@ -158,8 +162,6 @@ class _Work:
             columns = slice(max(columns.start, own.start), columns.stop)
         hidden = ~self.visible.block(block.rows, columns)
         bias = bias.expand(max(len(hidden), len(bias)), -1, -1, -1)
-        # The lowest finite number, not -inf: a row of padding sees nothing, and -inf alone makes NaN.
-        lowest = torch.finfo(bias.dtype).min
         if bias.requires_grad or columns == block.columns:
             hidden = torch.nn.functional.pad(hidden, (columns.start - block.columns.start, 0))
             return bias.masked_fill(hidden, lowest)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import repeat_kv
 
-from bipe.encodings.inter.base import Relation
+from bipe.encodings.inter.base import Content, Relation
 
 from .visible import Visible
 
@@ -42,7 +42,9 @@ def eager_attention(
         sources, values = repeat_kv(key, groups).float(), repeat_kv(value, groups).float()
         logits = torch.matmul(query.float(), sources.transpose(2, 3)) * scaling
         if relation.bias is not None:
-            logits = logits + relation.bias.block(slice(0, query.shape[2]), slice(0, key.shape[2]))
+            content = Content(query, sources, attention_mask.dense, scaling)
+            rows, columns = slice(0, query.shape[2]), slice(0, key.shape[2])
+            logits = logits + relation.bias.between(content, rows, columns)
         logits = logits.masked_fill(~attention_mask.dense, torch.finfo(logits.dtype).min)
         weights = nn.functional.softmax(logits, dim=-1)
         weights = nn.functional.dropout(weights, p=dropout, training=module.training)

@@ -60,6 +60,17 @@ class Visible:
         """The columns that some queries have among the keys."""
         return slice(self.past + rows.start, self.past + rows.stop)
 
+    def part(self, rows: slice, columns: slice) -> "Visible":
+        """What some queries see of the first columns."""
+        if (rows, columns) == (slice(0, self.targets), slice(0, self.sources)):
+            return self
+        documents, real = (
+            None if given is None else given[:, columns] for given in (self.documents, self.real)
+        )
+        return Visible(
+            rows.stop - rows.start, columns.stop, self.past + rows.start, documents, real, self.device
+        )
+
     def block(self, rows: slice, columns: slice) -> Tensor:
         """What some queries see of some keys, `(B or 1, 1, t, s)` bool.
 

@@ -14,7 +14,7 @@ from bipe.report import append_record, read_records, write_report
 from bipe.segmentation import TokenSet
 from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
 from bipe.training.environment import describe_environment
-from bipe.training.run_folder import first_difference, read_json
+from bipe.training.run_folder import first_difference, read_json, write_whole
 from bipe.training.train import check_recipe, configure
 
 from .corpus import FILE, Corpus, load_corpus, make_corpus
@@ -23,6 +23,9 @@ from .settings import Comparison
 
 Say = Callable[[str], None]
 
+ADDABLE = ("schemes", "seeds")
+"""Settings that a comparison may get more of."""
+
 TIE = 0.02
 """Trials whose perplexities differ by less than this share say nothing of the whole runs."""
 
@@ -30,10 +33,11 @@ TIE = 0.02
 def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: Say = print) -> Path:
     """Train and measure every scheme with every seed, and write the report.
 
-    A folder that an earlier call with the same settings left unfinished is continued. The learning rate of
-    each scheme is the one with the lowest perplexity on the validation text, among the same few, or a lower
-    one within 2 % of it; every run of the comparison sees the same blocks in the same order and starts from
-    the same values in the parameters that it shares with the others.
+    A folder that an earlier call with the same settings left unfinished is continued; schemes and seeds may
+    be added to it, and those that it has are kept. The learning rate of each scheme is the one with the
+    lowest perplexity on the validation text, among the same few, or a lower one within 2 % of it; every run
+    of the comparison sees the same blocks in the same order and starts from the same values in the parameters
+    that it shares with the others.
 
     Args:
         settings: what to compare.
@@ -53,6 +57,7 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     """
     out = Path(out)
     settings.check()
+    settings = _with_those_there(settings, out)
     jobs = _jobs(settings, out)
     for job in jobs:
         check_recipe(recipe_of(settings, job))
@@ -90,15 +95,18 @@ def _jobs(settings: Comparison, out: Path) -> list[Job]:
 def _claim(settings: Comparison, out: Path) -> None:
     """Make `out` the folder of this comparison, or find that it is.
 
-    More seeds may be added to a comparison; all else decides what comes out.
+    Schemes and seeds may be added to a comparison; all else decides what comes out.
     """
-    here = settings.model_dump(mode="json", exclude={"seeds"})
+    here = settings.model_dump(mode="json")
     marker = out / MARKER
     if marker.exists():
-        if difference := first_difference(read_json(marker), here):
+        there = read_json(marker)
+        grown = {name: here[name] for name in ADDABLE}
+        if difference := first_difference(there | grown, here):
             raise ValueError(
                 f"{out} holds another comparison: {difference}. Choose another folder with --out."
             )
+        write_whole(marker, json.dumps(here, indent=1))
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
@@ -106,6 +114,16 @@ def _claim(settings: Comparison, out: Path) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps(here, indent=1), encoding="utf-8")
+
+
+def _with_those_there(settings: Comparison, out: Path) -> Comparison:
+    """The settings with the schemes and seeds that a comparison in this folder has already."""
+    if not (out / MARKER).exists():
+        return settings
+    there = read_json(out / MARKER)
+    schemes = [name for name in there.get("schemes", []) if name not in settings.schemes]
+    seeds = max(settings.seeds, int(there.get("seeds", 1)))
+    return settings.model_copy(update={"schemes": [*schemes, *settings.schemes], "seeds": seeds})
 
 
 def _release(out: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from bipe.encodings.inter import INTER_ENCODINGS
+from bipe.encodings.inter.rope import Rope
 from bipe.encodings.intra import INTRA_ENCODINGS
 from bipe.registry import choose, split_spec
 from bipe.segmentation import RULES, TokenSet, build_segmenter
@@ -151,7 +152,8 @@ class BipeConfig(LlamaConfig):
 
     def validate_rope(self) -> None:
         """Check `rope_parameters` where they are used: an odd head_dim is fine without rotation."""
-        if self.inter is None or self.inter["type"] == "rope":
+        inter = INTER_ENCODINGS.get((self.inter or {}).get("type", "rope"))
+        if inter is not None and issubclass(inter, Rope):
             self.ignore_keys_at_rope_validation = {"original_max_segments"}
             super().validate_rope()
 
@@ -193,7 +195,7 @@ class BipeConfig(LlamaConfig):
         fields.setdefault("segmenter", _segmenter_spec(chosen.segmenter, tokenizer, rule, end_token_ids))
         fields.setdefault("intra", dict(chosen.intra))
         fields.setdefault("inter", _measured(chosen.inter, tokens_per_segment))
-        if max_offset is not None and fields["intra"].get("type") == "learned":
+        if max_offset is not None and fields["intra"].get("type") in ("learned", "randomized"):
             fields["intra"] = {"max_offset": max_offset, **fields["intra"]}
         return cls(scheme=scheme, **fields)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 from bipe.attention import ATTENTIONS
+from bipe.attention.damping import attend_damped
 from bipe.encodings.inter.base import Relation
 from bipe.encodings.inter.rope import rotate
 from bipe.registry import choose
@@ -57,17 +59,16 @@ class BipeAttention(LlamaAttention):
         query, key, value = self.project(hidden_states, relation)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = choose("attention implementation", ATTENTIONS, str(self.config._attn_implementation))
-        mixed, weights = attend(
+        attend = partial(
+            choose("attention implementation", ATTENTIONS, str(self.config._attn_implementation)),
             self,
-            query,
-            key,
-            value,
-            attention_mask,
             relation=relation,
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
         )
+        if relation.damping is not None:
+            attend = partial(attend_damped, attend, relation.damping)
+        mixed, weights = attend(query, key, value, attention_mask)
         return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
 
 

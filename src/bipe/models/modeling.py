@@ -72,10 +72,16 @@ class BipePreTrainedModel(LlamaPreTrainedModel):
         inter, _ = split_spec("inter encoding", INTER_ENCODINGS, self.config.inter)
         requested = requested_attention or ("segment_local" if inter.decays else "sdpa")
         choose("attention implementation", ATTENTIONS, requested)
+        name = (self.config.inter or {})["type"]
         if requested == "segment_local" and not inter.decays:
             raise ValueError(
                 "segment_local leaves out keys that a decaying bias has pushed far down, and the inter "
-                f"encoding {(self.config.inter or {})['type']!r} has none. Choose one of: eager, sdpa."
+                f"encoding {name!r} has none. Choose one of: eager, sdpa."
+            )
+        if requested == "flex" and inter.reads_content:
+            raise ValueError(
+                "FlexAttention's score function sees no queries and keys, which the inter encoding "
+                f"{name!r} reads. Choose one of: eager, sdpa."
             )
         return requested
 
@@ -220,8 +226,9 @@ class BipeModel(BipePreTrainedModel):
     def _usable_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         if cache is not None and not self.inter.cacheable:
             raise ValueError(
-                "With this rope_type a key depends on how long the text is, so cached keys would be wrong: "
-                "pass use_cache=False, or choose a rope_type with fixed frequencies, such as yarn."
+                "Here a key holds for this call alone, so cached keys would be wrong: a rope_type such as "
+                "dynamic depends on how long the text is, and randomized_rope in training draws indices. "
+                "Pass use_cache=False, or choose a rope_type with fixed frequencies, such as yarn."
             )
         if cache is None and use_cache and self.inter.cacheable:
             return DynamicCache(config=self.config)
@@ -312,9 +319,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
     @property
     def longest_offset(self) -> int | None:
         """The longest offset with a vector of its own, which longer ones share; None for no limit."""
-        table = self.model.intra.max_offset
-        limits = [self.config.max_trained_offset, None if table is None else table - 1]
-        return min((limit for limit in limits if limit is not None), default=None)
+        return self.model.intra.longest_offset
 
     def reach(
         self,

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from bipe.attention import Visible
 from bipe.attention.blocks import all_blocks
+from bipe.attention.damping import damp
 from bipe.attention.segment_local import WEIGHT_LEFT_OUT, nats_apart, places
-from bipe.encodings.inter.base import DecayingBias, Relation
+from bipe.encodings.inter.base import Content, DecayingBias, Relation
 from bipe.positions import BilevelPositions
 
 from .layers import BipeAttention, BipeDecoderLayer, watched
@@ -240,11 +241,16 @@ def _mass(layer: _Layer, positions: BilevelPositions, counted: Tensor, share: fl
     for block in all_blocks(visible, heads):
         if not counted[:, block.rows].any():
             continue
-        logits = block.of_queries(query).float() @ block.of_keys(key).float().transpose(2, 3) * scaling
+        part = visible.part(block.rows, block.columns)
+        own, sources = block.of_queries(query).float(), block.of_keys(key).float()
+        if relation.damping is not None:
+            own, sources = damp(relation.damping, own, sources, part)
+        logits = own @ sources.transpose(2, 3) * scaling
+        seen = part.dense
         if relation.bias is not None:
-            logits = logits + relation.bias.block(block.rows, block.columns)
-        hidden = ~visible.block(block.rows, block.columns)
-        weights = logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(dim=-1)
+            content = Content(own, sources, seen, scaling)
+            logits = logits + relation.bias.between(content, block.rows, block.columns)
+        weights = logits.masked_fill(~seen, torch.finfo(logits.dtype).min).softmax(dim=-1)
         weights = weights.masked_fill(~counted[:, None, block.rows, None], 0).double()
         by_head = weights.transpose(0, 1).flatten(1)
         for total, index in zip(totals, (positions.segment, positions.token), strict=True):

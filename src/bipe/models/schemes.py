@@ -23,17 +23,39 @@ class Scheme:
 
 
 _LEARNED = {"type": "learned"}
+_ALIBI = {"type": "alibi", "scale": 1.0}
 _ROPE = {"type": "rope"}
 
+_ON_BOTH: dict[str, Spec] = {
+    "cope": {"type": "cope"},
+    "fire": {"type": "fire"},
+    "kerple": {"type": "kerple"},
+    "kerple-power": {"type": "kerple", "kernel": "power"},
+    "randomized-rope": {"type": "randomized_rope"},
+    "rerope": {"type": "rerope"},
+    "rope": _ROPE,
+    "selfextend": {"type": "selfextend"},
+    "t5": {"type": "t5"},
+    "xpos": {"type": "xpos"},
+}
+"""Encodings that are alike on tokens and, with `bipe-` before the name, on segments with learned offsets."""
+
 SCHEMES: dict[str, Scheme] = {
-    "alibi": Scheme("every_token", inter={"type": "alibi", "scale": 1.0}),
+    **{name: Scheme("every_token", inter=inter) for name, inter in _ON_BOTH.items()},
+    **{f"bipe-{name}": Scheme("token_set", _LEARNED, inter) for name, inter in _ON_BOTH.items()},
+    "alibi": Scheme("every_token", inter=_ALIBI),
+    "alibi-learned": Scheme("every_token", inter={**_ALIBI, "learned": True}),
     "bipe-alibi": Scheme("token_set", _LEARNED, {"type": "alibi", "scale": 96.0}),
     "bipe-alibi-auto": Scheme("token_set", _LEARNED, {"type": "alibi", "scale": "auto"}),
-    "bipe-rope": Scheme("token_set", _LEARNED, _ROPE),
+    "bipe-alibi-learned": Scheme("token_set", _LEARNED, {"type": "alibi", "scale": "auto", "learned": True}),
+    "bipe-alibi2": Scheme("token_set", _LEARNED, {"type": "alibi2", "scale": "auto"}),
+    "bipe-rope-randomized": Scheme("token_set", {"type": "randomized"}, _ROPE),
+    "hirope": Scheme("token_set", inter={"type": "hirope"}),
     "inter-only": Scheme("token_set", inter=_ROPE),
     "intra-only": Scheme("token_set", _LEARNED),
     "learned": Scheme("never", _LEARNED),
     "nope": Scheme("every_token"),
-    "rope": Scheme("every_token", inter=_ROPE),
+    "offset+alibi": Scheme("token_set", _LEARNED, {**_ALIBI, "index": "token"}),
+    "offset+rope": Scheme("token_set", _LEARNED, {**_ROPE, "index": "token"}),
     "sinusoidal": Scheme("never", {"type": "sinusoidal"}),
 }

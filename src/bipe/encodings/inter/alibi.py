@@ -4,12 +4,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
-
-from .base import DecayingBias, InterEncoding, Relation
+from .base import DecayingBias, DistanceBias, InterEncoding, Relation
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -26,40 +24,89 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes + [2.0 ** (-4 * (2 * head + 1) / power) for head in range(heads - power)]
 
 
-class AlibiBias(DecayingBias):
-    """`-slope * (query segment - key segment)`, from integer distances in float32.
+class Slopes:
+    """What each head's bias falls by, a distance: fixed numbers, or the exponential of a parameter.
+
+    The parameter is read anew for each block of attention, as its gradient is found a block at a time.
+
+    Args:
+        fixed: `(H,)` float32, at least 0.
+        logarithms: `(H,)`, a parameter to which `log(fixed)` is the start, or None.
+        factor: what learned slopes are divided by.
 
     Raises:
         ValueError: a slope is negative, where looking at them costs no waiting.
     """
 
-    def __init__(self, slopes: Tensor, query_segment: Tensor, key_segment: Tensor) -> None:
-        if not torch.compiler.is_compiling() and slopes.device.type == "cpu" and (slopes < 0).any():
-            raise ValueError(f"ALiBi's slopes must be at least 0; got {slopes.tolist()}.")
-        if _rows_agree(key_segment):  # the queries are among the keys
-            query_segment, key_segment = query_segment[:1], key_segment[:1]
-        self.slopes, self.query_index, self.key_index = slopes, query_segment, key_segment
+    def __init__(self, fixed: Tensor, logarithms: Tensor | None = None, factor: float = 1.0) -> None:
+        if not torch.compiler.is_compiling() and fixed.device.type == "cpu" and (fixed < 0).any():
+            raise ValueError(f"ALiBi's slopes must be at least 0; got {fixed.tolist()}.")
+        self.fixed, self.logarithms, self.factor = fixed, logarithms, factor
+        self.differentiable = () if logarithms is None else (logarithms,)
+
+    def values(self) -> Tensor:
+        """`(H,)` float32."""
+        return self.fixed if self.logarithms is None else self.logarithms.float().exp() / self.factor
+
+
+class AlibiBias(DistanceBias, DecayingBias):
+    """`-slope * (query index - key index)`, from integer distances in float32.
+
+    Args:
+        slopes: of the heads.
+        query_index: `(B, T)` int64.
+        key_index: `(B, S)` int64.
+
+    Raises:
+        ValueError: a slope is negative, where looking at them costs no waiting.
+    """
+
+    def __init__(self, slopes: "Slopes | Tensor", query_index: Tensor, key_index: Tensor) -> None:
+        super().__init__(query_index, key_index)
+        self._slopes = slopes if isinstance(slopes, Slopes) else Slopes(slopes)
+        self.differentiable = self._slopes.differentiable
+
+    @property
+    def slopes(self) -> Tensor:
+        """`(H,)` float32."""
+        return self._slopes.values()
 
     def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
         distance = self.key_index[:, None, None, columns] - self.query_index[:, None, rows, None]
         return self.slopes[None, heads, None, None] * distance.float()
 
     def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        query_segment, key_segment = (
-            index[batch.clamp(max=index.shape[0] - 1), column.clamp(max=index.shape[1] - 1)]
-            for index, column in ((self.query_index, query), (self.key_index, key))
-        )
-        return score + self.slopes[head] * (key_segment - query_segment).float()
+        return score - self.slopes[head] * self.distance(batch, query, key).float()
 
     def reach(self, nats: float | Tensor) -> Tensor:
-        return torch.where(self.slopes > 0, torch.floor(nats / self.slopes), torch.inf)
+        slopes = self.slopes.detach()
+        return torch.where(slopes > 0, torch.floor(nats / slopes), torch.inf)
 
 
-def _rows_agree(segment: Tensor) -> bool:
-    """Whether all rows of the batch have equal positions, where looking at them costs no waiting."""
-    if torch.compiler.is_compiling() or segment.device.type != "cpu":
-        return len(segment) == 1
-    return len(segment) == 1 or bool((segment == segment[:1]).all())
+def validate_scale(options: dict[str, Any]) -> None:
+    """Check the options that all encodings with ALiBi's slopes have.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    scale, factor = options.get("scale", 96.0), options.get("factor", 1.0)
+    if scale == "auto":
+        raise ValueError(
+            "ALiBi's scale 'auto' is the mean number of tokens in a segment of the training text: "
+            "measure it and give the number, BipeConfig.from_scheme(..., tokens_per_segment=12.3); "
+            "`bipe train` does both."
+        )
+    learned = options.get("learned", False)
+    if not isinstance(learned, bool):
+        raise ValueError(f"ALiBi's slopes are learned or not, true or false; got {learned!r}.")
+    lowest = 0 if not learned else math.ulp(0.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not (lowest <= scale < math.inf):
+        raise ValueError(
+            f"ALiBi's scale must be a finite number, {'above 0 to learn from' if learned else 'at least 0'}; "
+            f"got {scale!r}."
+        )
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not (1 <= factor < math.inf):
+        raise ValueError(f"ALiBi's factor, which its slopes are divided by, is at least 1; got {factor!r}.")
 
 
 class Alibi(InterEncoding):
@@ -67,29 +114,45 @@ class Alibi(InterEncoding):
 
     The logits get `-scale * slope_h * (s_i - s_j)` (He et al. 2024, section 3, with scale 96). On one token
     a segment and scale 1 this is ALiBi itself.
+
+    Options:
+        scale: factor of the slopes; where they are learned, of their initial values.
+        learned: whether each head's slope is a parameter, its logarithm, shared by all layers.
+        factor: the slopes are divided by it, so that a text so many times longer fades as the trained one
+            did: position interpolation.
+        index: what the distance counts.
     """
 
     decays = True
 
-    def __init__(self, config: LlamaConfig, *, scale: float = 96.0) -> None:
-        super().__init__()
-        self.scaled_slopes = [scale * slope for slope in alibi_slopes(config.num_attention_heads)]
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        scale: float = 96.0,
+        learned: bool = False,
+        factor: float = 1.0,
+        index: str = "segment",
+    ) -> None:
+        super().__init__(config, index=index)
+        self.factor = factor
+        self.starts = [scale * slope for slope in alibi_slopes(config.num_attention_heads)]
+        self.log_slopes = nn.Parameter(torch.tensor(self.starts).log()) if learned else None
 
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
-        scale = options.get("scale", 96.0)
-        if scale == "auto":
-            raise ValueError(
-                "ALiBi's scale 'auto' is the mean number of tokens in a segment of the training text: "
-                "measure it and give the number, BipeConfig.from_scheme(..., tokens_per_segment=12.3); "
-                "`bipe train` does both."
-            )
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not (0 <= scale < math.inf):
-            raise ValueError(f"ALiBi's scale must be a finite number, at least 0; got {scale!r}.")
+        super().validate(config, **options)
+        validate_scale(options)
 
-    def slopes(self, device: torch.device) -> Tensor:
-        """The slopes times the scale, `(H,)` float32, from Python floats that no cast has touched."""
-        return torch.tensor(self.scaled_slopes, dtype=torch.float32, device=device)
+    def slopes(self, device: torch.device) -> Slopes:
+        """The slopes with scale and factor; no cast touches fixed ones."""
+        fixed = torch.tensor([start / self.factor for start in self.starts], device=device)
+        return Slopes(fixed, self.log_slopes, self.factor)
 
-    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
-        return Relation(bias=AlibiBias(self.slopes(query.segment.device), query.segment, key.segment))
+    def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
+        return Relation(bias=AlibiBias(self.slopes(query.device), query, key))
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float) -> None:
+        if self.log_slopes is not None:
+            self.log_slopes.copy_(torch.tensor(self.starts).log())

@@ -13,16 +13,21 @@ from bipe.positions import BilevelPositions
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, each `(B, T, K)`, in the layout of transformers' Llama (two equal halves)."""
 
+INDICES = ("segment", "token")
+"""What a relative encoding may count."""
+
 
 class Bias(ABC):
-    """A term of the attention logits that depends on positions only, evaluated a block at a time.
+    """A term of the attention logits, evaluated a block at a time.
 
     Attributes:
-        differentiable: tensors that `block` reads and that gradients are wanted of.
+        differentiable: tensors that it reads and that gradients are wanted of.
+        reads_content: whether it depends on queries and keys, and so is another one in each layer.
         mask: what attention makes of it where everything is one block, kept for the other layers.
     """
 
     differentiable: tuple[Tensor, ...] = ()
+    reads_content: ClassVar[bool] = False
     mask: Tensor | None = None
 
     @abstractmethod
@@ -43,9 +48,49 @@ class Bias(ABC):
         returned for them counts for nothing.
         """
 
+    def between(self, content: "Content", rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        """As `block`, given the queries and keys that meet there."""
+        return self.block(rows, columns, heads)
+
+
+@dataclass(frozen=True)
+class Content:
+    """The queries and keys of a block of attention.
+
+    Attributes:
+        query: `(B, h, t, K)`, rotated.
+        key: `(B, h, s, K)`, rotated.
+        seen: `(B or 1, 1, t, s)` bool, which keys a query may see.
+        scaling: factor of the logits.
+    """
+
+    query: Tensor
+    key: Tensor
+    seen: Tensor
+    scaling: float
+
+
+class ContentBias(Bias):
+    """A bias that depends on queries and keys too; where they are not given it cannot be made."""
+
+    reads_content = True
+
+    @abstractmethod
+    def between(self, content: Content, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        """As `Bias.between`."""
+
+    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        raise TypeError("This bias depends on queries and keys: ask for `between`.")
+
+    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        raise ValueError(
+            "FlexAttention's score function sees no queries and keys, which this encoding reads: use "
+            "attn_implementation='sdpa'."
+        )
+
 
 class DecayingBias(Bias):
-    """A bias that is 0 at distance 0 and never rises with the distance of the index.
+    """A bias that is 0 at a query's own key and never rises with the distance of the index.
 
     Attributes:
         query_index: `(B or 1, T)` int64, the index of each query whose distance counts.
@@ -57,7 +102,7 @@ class DecayingBias(Bias):
 
     @abstractmethod
     def reach(self, nats: float | Tensor) -> Tensor:
-        """The smallest distance beyond which the bias has fallen by more than `nats`.
+        """The smallest distance beyond which the bias has certainly fallen by more than `nats`.
 
         Args:
             nats: at least 0; a number, or `(..., H)` with one for each head.
@@ -65,6 +110,58 @@ class DecayingBias(Bias):
         Returns:
             `(H,)` or `(..., H)` float32, inf for a head whose bias never falls so far.
         """
+
+
+class DistanceBias(Bias):
+    """A bias that is a function of integer distances, and perhaps of the query's index.
+
+    Attributes:
+        query_index: `(B or 1, T)` int64, the index of each query.
+        key_index: `(B or 1, S)` int64, that of each key.
+    """
+
+    def __init__(self, query_index: Tensor, key_index: Tensor) -> None:
+        if rows_agree(key_index):  # the queries are among the keys
+            query_index, key_index = query_index[:1], key_index[:1]
+        self.query_index, self.key_index = query_index, key_index
+
+    def distances(self, rows: slice, columns: slice) -> Tensor:
+        """How far keys lie before queries, `(B or 1, t, s)` int64; 0 for those that lie behind."""
+        return (self.query_index[:, rows, None] - self.key_index[:, None, columns]).clamp(min=0)
+
+    def distance(self, batch: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """As `distances`, for `score`, of one query and one key."""
+        return (self._at(self.query_index, batch, query) - self._at(self.key_index, batch, key)).clamp(min=0)
+
+    @staticmethod
+    def _at(index: Tensor, batch: Tensor, column: Tensor) -> Tensor:
+        return index[batch.clamp(max=index.shape[0] - 1), column.clamp(max=index.shape[1] - 1)]
+
+
+def rows_agree(index: Tensor) -> bool:
+    """Whether all rows of the batch have equal positions, where looking at them costs no waiting."""
+    if torch.compiler.is_compiling() or index.device.type != "cpu":
+        return len(index) == 1
+    return len(index) == 1 or bool((index == index[:1]).all())
+
+
+@dataclass(frozen=True)
+class Damping:
+    """Channels whose part in a logit fades with distance: channel `c` by `exp(-rates[c] * distance)`.
+
+    It is no rotation, since what fades may not be stored with the keys: far from where a scale starts, it
+    leaves the range of any floating point number.
+
+    Attributes:
+        rates: `(K,)` float32, at least 0.
+        fastest: the largest of them, above 0.
+        key_index: `(B, S)` int64, the index of each key; inside a document it never falls and grows by at
+            most 1 a token. The queries are the newest keys.
+    """
+
+    rates: Tensor
+    fastest: float
+    key_index: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,28 +173,42 @@ class Relation:
         key_rotation: rotation of the T keys of this call, or None; keys are rotated before they enter a
             cache.
         bias: added to the logits of the T queries and all S keys, or None.
+        damping: of the T queries and all S keys after their rotation, or None; not beside a bias.
     """
 
     query_rotation: Rotation | None = None
     key_rotation: Rotation | None = None
     bias: Bias | None = None
+    damping: Damping | None = None
 
 
 class InterEncoding(nn.Module, ABC):
-    """A relative encoding of the segment index, applied inside attention.
+    """A relative encoding of an index, the segment's if nothing else is said, applied inside attention.
 
-    The keyword-only parameters of `__init__` are the options of the config's `inter` dictionary.
+    The keyword-only parameters of `__init__` are the options of the config's `inter` dictionary. One that
+    reads a single index defines `relate`, one that reads several `forward`.
 
     Attributes:
         shift_invariant: whether only differences of the index matter.
         decays: whether its relation has a `DecayingBias`.
-        cacheable: false where what a key stores depends on how long the text is, so that a cache would be
-            wrong.
+        reads_content: whether its relation has a `ContentBias`.
+        reads_inside: whether it tells tokens of one segment apart.
+        index: what is counted, one of `INDICES`.
     """
 
     shift_invariant: ClassVar[bool] = True
     decays: ClassVar[bool] = False
-    cacheable: bool = True
+    reads_content: ClassVar[bool] = False
+    reads_inside: ClassVar[bool] = False
+
+    def __init__(self, config: LlamaConfig, *, index: str = "segment") -> None:
+        super().__init__()
+        self.index = index
+
+    @property
+    def cacheable(self) -> bool:
+        """False where what a key stores holds for this call alone, so that a cache would be wrong."""
+        return True
 
     @classmethod
     def adopt(cls, config: LlamaConfig, options: dict[str, Any]) -> dict[str, Any]:
@@ -111,16 +222,23 @@ class InterEncoding(nn.Module, ABC):
         Raises:
             ValueError: an option is out of range.
         """
+        index = options.get("index", "segment")
+        if index not in INDICES:
+            raise ValueError(f"index must be one of {', '.join(INDICES)}; got {index!r}.")
 
-    @abstractmethod
     def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
         """Relate T queries to S keys.
 
         Args:
             query: positions `(B, T)` of this call's tokens, which are also its newest T keys.
             key: positions `(B, S)` of all keys, S >= T.
-            dtype: of the rotation tables; the bias is float32.
+            dtype: of the rotation tables; a bias is float32.
         """
+        return self.relate(getattr(query, self.index), getattr(key, self.index), dtype)
+
+    def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
+        """As `forward`, given the index of the queries and of the keys, int64."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:

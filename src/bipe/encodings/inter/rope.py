@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from bipe.positions import BilevelPositions
 from bipe.registry import choose
 
-from .base import InterEncoding, Relation
+from .base import InterEncoding, Relation, Rotation
 
 LENGTH_THRESHOLDS = {"dynamic", "llama3", "longrope", "yarn"}
 """The rope types that compare a position with the trained length."""
@@ -47,11 +47,9 @@ class Rope(InterEncoding):
     """RoPE (Su et al. 2021, arXiv:2104.09864) on the segment index, over all channels of a head.
 
     On one token a segment this is Llama's own encoding, bit for bit: the tables are transformers' own, so
-    every
-    `rope_type` it knows can be used. Base and scaling live in the config's `rope_parameters`; the options
-    `theta` and
-    `scaling` are moved there. Lengths that a rope type compares with are counted in the unit of the index:
-    tokens with the segmenter `every_token`, otherwise segments, `original_max_segments`.
+    every `rope_type` it knows can be used. Base and scaling live in the config's `rope_parameters`; the
+    options `theta` and `scaling` are moved there. Lengths that a rope type compares with are counted in the
+    unit of the index: tokens with the segmenter `every_token`, otherwise segments, `original_max_segments`.
 
     Attributes:
         blend: how far the rotated index, in float32, has moved from the token's (0) to the segment's (1);
@@ -61,12 +59,20 @@ class Rope(InterEncoding):
     blend: float = 1.0
 
     def __init__(
-        self, config: LlamaConfig, *, theta: float | None = None, scaling: dict[str, Any] | None = None
+        self,
+        config: LlamaConfig,
+        *,
+        theta: float | None = None,
+        scaling: dict[str, Any] | None = None,
+        index: str = "segment",
     ) -> None:
-        super().__init__()
+        super().__init__(config, index=index)
         assert theta is None and scaling is None, "`adopt` moves them into config.rope_parameters"
         self.rotary = LlamaRotaryEmbedding(_rotary_config(config))
-        self.cacheable = self.rotary.rope_type not in LENGTH_DEPENDENT
+
+    @property
+    def cacheable(self) -> bool:
+        return self.rotary.rope_type not in LENGTH_DEPENDENT
 
     @classmethod
     def adopt(cls, config: LlamaConfig, options: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +102,7 @@ class Rope(InterEncoding):
 
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
+        super().validate(config, **options)
         assert config.head_dim is not None and config.rope_parameters is not None, "filled in by transformers"
         if config.head_dim % 2:
             raise ValueError(
@@ -110,9 +117,7 @@ class Rope(InterEncoding):
             raise ValueError(
                 "RoPE here rotates all channels of a head; partial_rotary_factor is not supported."
             )
-        cls._validate_unit(
-            parameters, on_tokens=getattr(config, "segmenter", None) == {"type": "every_token"}
-        )
+        cls._validate_unit(parameters, on_tokens=counts_tokens(config, options))
 
     @staticmethod
     def _validate_scaling(parameters: dict[str, Any]) -> None:
@@ -130,7 +135,8 @@ class Rope(InterEncoding):
         rope_type, segments = parameters["rope_type"], parameters.get("original_max_segments")
         if on_tokens and segments is not None:
             raise ValueError(
-                "The segmenter is every_token: give original_max_position_embeddings, in tokens."
+                "The segmenter is every_token, or the index that of the token: give "
+                "original_max_position_embeddings, in tokens."
             )
         if not on_tokens and rope_type in LENGTH_THRESHOLDS and (type(segments) is not int or segments < 1):
             raise ValueError(
@@ -153,15 +159,36 @@ class Rope(InterEncoding):
             self.rotary.register_buffer(name, buffer.to(device), persistent=False)
 
     def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
-        index = query.segment
+        index = getattr(query, self.index)
         if self.blend != 1:
-            index = torch.lerp(query.token.float(), query.segment.float(), self.blend)
-        # Only the dtype and device of the first argument are read.
-        rotation = self.rotary(torch.empty(0, dtype=dtype, device=index.device), index)
+            index = torch.lerp(query.token.float(), index.float(), self.blend)
+        rotation = self.tables(index, dtype)
         return Relation(query_rotation=rotation, key_rotation=rotation)
 
+    def tables(self, index: Tensor, dtype: torch.dtype) -> Rotation:
+        """Cosines and sines, each `(B, T, K)` in `dtype`, of an index `(B, T)`."""
+        # Only the dtype and device of the first argument are read.
+        return self.rotary(torch.empty(0, dtype=dtype, device=index.device), index)
 
-def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+
+def counts_tokens(config: LlamaConfig, options: Mapping[str, Any]) -> bool:
+    """Whether the index of an encoding with these options is that of the token."""
+    segmenter = getattr(config, "segmenter", None)
+    return options.get("index") == "token" or segmenter == {"type": "every_token"}
+
+
+def refuse_scaling(name: str, config: LlamaConfig) -> None:
+    """Refuse a rope type that an encoding built on RoPE has no meaning for.
+
+    Raises:
+        ValueError: the rope type is not the default one.
+    """
+    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope_type != "default":
+        raise ValueError(f"There is no scaling of {name}; got the rope_type {rope_type!r}.")
+
+
+def rotate(states: Tensor, rotation: Rotation) -> Tensor:
     """Rotate channel `c` with channel `c + K/2`, in transformers' order of operations.
 
     Args:

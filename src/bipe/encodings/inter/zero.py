@@ -1,6 +1,7 @@
 """No encoding between segments."""
 
 import torch
+from transformers import LlamaConfig
 
 from bipe.positions import BilevelPositions
 
@@ -10,8 +11,8 @@ from .base import InterEncoding, Relation
 class ZeroInter(InterEncoding):
     """Leaves attention as it is: the logits depend on content alone."""
 
-    def __init__(self, config: object) -> None:
-        super().__init__()
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
 
     def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
         return Relation()

@@ -16,10 +16,28 @@ class IntraEncoding(nn.Module, ABC):
     The keyword-only parameters of `__init__` are the options of the config's `intra` dictionary.
 
     Attributes:
+        config: of the model.
         max_offset: number of offsets that the encoding can tell apart, or None where there is no limit.
     """
 
+    config: LlamaConfig
     max_offset: int | None = None
+
+    @property
+    def longest_offset(self) -> int | None:
+        """The longest offset with a vector of its own, which longer ones share; None for no limit.
+
+        By default the longest that training has seen: the vectors after it were never trained.
+        """
+        trained: int | None = getattr(self.config, "max_trained_offset", None)
+        if self.max_offset is None or trained is None:
+            return trained if self.max_offset is None else self.max_offset - 1
+        return min(trained, self.max_offset - 1)
+
+    def clamp(self, offset: Tensor) -> Tensor:
+        """Offsets, int64, with `longest_offset` in place of longer ones."""
+        limit = self.longest_offset
+        return offset if limit is None else offset.clamp(max=limit)
 
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
@@ -36,14 +54,3 @@ class IntraEncoding(nn.Module, ABC):
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:
         """Give the parameters initial values; `std` is that of the token embeddings."""
-
-
-def clamp_offsets(offset: Tensor, config: LlamaConfig) -> Tensor:
-    """Offsets beyond the longest trained one use its vector: the vectors after it were never trained.
-
-    Args:
-        offset: `(B, T)` int64.
-        config: its `max_trained_offset` is the limit, or None for no limit.
-    """
-    limit = getattr(config, "max_trained_offset", None)
-    return offset if limit is None else offset.clamp(max=limit)

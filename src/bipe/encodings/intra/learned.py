@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from bipe.positions import BilevelPositions
 
-from .base import IntraEncoding, clamp_offsets
+from .base import IntraEncoding
 
 
 class Learned(IntraEncoding):
@@ -33,8 +33,7 @@ class Learned(IntraEncoding):
             )
 
     def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> Tensor:
-        rows = clamp_offsets(positions.offset, self.config).clamp(max=self.embedding.num_embeddings - 1)
-        return self.embedding(rows).to(dtype)
+        return self.embedding(self.clamp(positions.offset)).to(dtype)
 
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:

@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 
 from bipe.positions import BilevelPositions
 
-from .base import IntraEncoding, clamp_offsets
+from .base import IntraEncoding
 
 
 class Sinusoidal(IntraEncoding):
@@ -23,7 +23,7 @@ class Sinusoidal(IntraEncoding):
 
     def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> Tensor:
         width = self.config.hidden_size
-        offset = clamp_offsets(positions.offset, self.config).float()
+        offset = self.clamp(positions.offset).float()
         channels = torch.arange(0, width, 2, dtype=torch.float32, device=offset.device)
         angles = offset[..., None] / 10000.0 ** (channels / width)
         # An odd width has one sine more than cosines.

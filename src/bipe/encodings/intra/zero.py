@@ -1,6 +1,7 @@
 """No encoding inside segments."""
 
 import torch
+from transformers import LlamaConfig
 
 from bipe.positions import BilevelPositions
 
@@ -10,8 +11,9 @@ from .base import IntraEncoding
 class ZeroIntra(IntraEncoding):
     """Adds nothing: tokens of a segment are told apart by the causal order alone."""
 
-    def __init__(self, config: object) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
+        self.config = config
 
     def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> None:
         return None

@@ -1,0 +1,93 @@
+"""Two penalties: one in proportion to the distance in segments, one to that in tokens inside a segment."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from bipe.positions import BilevelPositions
+
+from .alibi import Alibi, Slopes, alibi_slopes
+from .base import DecayingBias, Relation, rows_agree
+
+
+class TwoLevelBias(DecayingBias):
+    """`-slope * (s_i - s_j) - inside * d`, where `d` counts the tokens from i back to j in i's segment.
+
+    A key of an earlier segment is as far inside as the first token of the query's own.
+    """
+
+    def __init__(
+        self, slopes: Slopes, inside: Slopes, query: BilevelPositions, key: BilevelPositions
+    ) -> None:
+        rows = 1 if rows_agree(torch.cat((key.segment, key.offset), dim=-1)) else None
+        self.query_index, self.query_offset = query.segment[:rows], query.offset[:rows]
+        self.key_index, self.key_offset = key.segment[:rows], key.offset[:rows]
+        self.slopes, self.inside = slopes, inside
+        self.differentiable = (*slopes.differentiable, *inside.differentiable)
+
+    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        segments = self.query_index[:, rows, None] - self.key_index[:, None, columns]
+        tokens = self.query_offset[:, rows, None] - self.key_offset[:, None, columns] * (segments == 0)
+        slopes, inside = (-part.values()[heads, None, None] for part in (self.slopes, self.inside))
+        return torch.addcmul(slopes * segments[:, None].float(), inside, tokens[:, None].float())
+
+    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        row = batch.clamp(max=len(self.key_index) - 1)
+        query, key = (
+            column.clamp(max=index.shape[1] - 1)
+            for column, index in ((query, self.query_index), (key, self.key_index))
+        )
+        segments = self.query_index[row, query] - self.key_index[row, key]
+        tokens = self.query_offset[row, query] - self.key_offset[row, key] * (segments == 0)
+        slope, inside = self.slopes.values()[head], self.inside.values()[head]
+        return score - slope * segments.float() - inside * tokens.float()
+
+    def reach(self, nats: float | Tensor) -> Tensor:
+        slopes = self.slopes.values().detach()
+        return torch.where(slopes > 0, torch.floor(nats / slopes), torch.inf)
+
+
+class Alibi2(Alibi):
+    """ALiBi on segments with a second slope a head for tokens of the query's own segment (this project's).
+
+    Options:
+        scale, learned, factor: as of `Alibi`; both slopes are learned, and divided by the factor.
+        inside_scale: factor of the slopes of tokens; 1 gives those of ALiBi.
+    """
+
+    reads_inside = True
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        scale: float = 96.0,
+        inside_scale: float = 1.0,
+        learned: bool = False,
+        factor: float = 1.0,
+    ) -> None:
+        super().__init__(config, scale=scale, learned=learned, factor=factor)
+        self.inside_starts = [inside_scale * slope for slope in alibi_slopes(config.num_attention_heads)]
+        self.log_inside = nn.Parameter(torch.tensor(self.inside_starts).log()) if learned else None
+
+    @classmethod
+    def validate(cls, config: LlamaConfig, **options: Any) -> None:
+        super().validate(config, **options)
+        value = options.get("inside_scale", 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"ALiBi's inside_scale must be a finite number above 0; got {value!r}.")
+
+    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+        device = query.segment.device
+        fixed = torch.tensor([start / self.factor for start in self.inside_starts], device=device)
+        inside = Slopes(fixed, self.log_inside, self.factor)
+        return Relation(bias=TwoLevelBias(self.slopes(device), inside, query, key))
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float) -> None:
+        super().reset_parameters(std)
+        if self.log_inside is not None:
+            self.log_inside.copy_(torch.tensor(self.inside_starts).log())

@@ -1,0 +1,92 @@
+"""A small network's function of a distance relative to where the query stands."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from .base import DistanceBias, InterEncoding, Relation
+
+WIDTH = 32
+"""Hidden units of the network."""
+
+
+class FireBias(DistanceBias):
+    """The network's output for `log(1 + c d) / log(1 + c max(i, L))`.
+
+    Args:
+        hidden: `(2, WIDTH)`, weight and bias of the hidden units.
+        out: `(H, WIDTH)`, weights of the outputs.
+        logarithms: `(2,)`, of c and L.
+        query_index: `(B, T)` int64.
+        key_index: `(B, S)` int64.
+    """
+
+    def __init__(
+        self, hidden: Tensor, out: Tensor, logarithms: Tensor, query_index: Tensor, key_index: Tensor
+    ) -> None:
+        super().__init__(query_index, key_index)
+        self.hidden, self.out, self.logarithms = hidden, out, logarithms
+        self.differentiable = (hidden, out, logarithms)
+
+    def _ratio(self, distance: Tensor, query: Tensor) -> Tensor:
+        slope, threshold = self.logarithms.float().exp()
+        scale = torch.log1p(slope * torch.maximum(query.float(), threshold))
+        return torch.log1p(slope * distance.float()) / scale
+
+    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        weight, bias = self.hidden.float()
+        ratio = self._ratio(self.distances(rows, columns), self.query_index[:, rows, None])
+        units = torch.relu(ratio[..., None] * weight + bias)
+        return (units @ self.out[heads].float().T).permute(0, 3, 1, 2)
+
+    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        ratio = self._ratio(self.distance(batch, query, key), self._at(self.query_index, batch, query))
+        for unit in range(WIDTH):  # a score function is made of single numbers
+            value = torch.relu(ratio * self.hidden[0, unit].float() + self.hidden[1, unit].float())
+            score = score + self.out[head, unit].float() * value
+        return score
+
+
+class Fire(InterEncoding):
+    """FIRE (Li et al. 2024, arXiv:2310.04418, section 3): `f(psi(i - j) / psi(max(i, L)))`.
+
+    `psi(x) = log(1 + c x)`, with positive c and L that are learned (their logarithms are the parameters), and
+    a network with 32 hidden units, shared by all layers (the paper's FIRE-S). A bias of its outputs would
+    add the same to all logits of a query and is left out.
+
+    Options:
+        c: its initial value.
+        threshold: L's initial value, in the unit of the index: up to there, distances are not relative.
+        index: what the distance counts.
+    """
+
+    shift_invariant = False
+
+    def __init__(
+        self, config: LlamaConfig, *, c: float = 0.1, threshold: float = 512.0, index: str = "segment"
+    ) -> None:
+        super().__init__(config, index=index)
+        self.initial = (math.log(c), math.log(threshold))
+        self.hidden = nn.Parameter(torch.zeros(2, WIDTH))
+        self.out = nn.Parameter(torch.zeros(config.num_attention_heads, WIDTH))
+        self.logarithms = nn.Parameter(torch.tensor(self.initial))
+
+    @classmethod
+    def validate(cls, config: LlamaConfig, **options: Any) -> None:
+        super().validate(config, **options)
+        for name, default in (("c", 0.1), ("threshold", 512.0)):
+            value = options.get(name, default)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+                raise ValueError(f"FIRE's {name} must be a number above 0 and below 1e12; got {value!r}.")
+
+    def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
+        return Relation(bias=FireBias(self.hidden, self.out, self.logarithms, query, key))
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float) -> None:
+        nn.init.uniform_(self.hidden, -1, 1)
+        nn.init.uniform_(self.out, -(WIDTH**-0.5), WIDTH**-0.5)
+        self.logarithms.copy_(torch.tensor(self.initial))

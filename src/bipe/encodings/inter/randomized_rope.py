@@ -1,0 +1,73 @@
+"""A rotation by indices that training stretches at random."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from bipe.encodings.stretched import draw_stretched, stretch_indices
+
+from .base import Relation
+from .rope import Rope
+
+
+class RandomizedRope(Rope):
+    """RoPE on random indices in ascending order, after Ruoss et al. 2023 (arXiv:2305.16843).
+
+    Training thereby meets the distances of texts `stretch` times as long as its own. The paper draws as many
+    of the numbers up to a fixed largest one as a text has tokens, so that every index depends on the text's
+    length. Here (ours) each place has a random gap to the next, the same in every text of one seed, so that a
+    text shares its indices with its prefixes and keys can be cached. Training draws a seed for each row, and
+    a mean gap from 1 to `stretch`; evaluation has one seed and the mean `evaluation_stretch`.
+
+    Options:
+        stretch: the largest mean gap in training.
+        evaluation_stretch: the mean gap in evaluation; with 1 there is nothing random.
+        seed: of evaluation.
+        theta, scaling, index: as of `Rope`.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        stretch: float = 16.0,
+        evaluation_stretch: float = 1.0,
+        seed: int = 0,
+        theta: float | None = None,
+        scaling: dict[str, Any] | None = None,
+        index: str = "segment",
+    ) -> None:
+        super().__init__(config, theta=theta, scaling=scaling, index=index)
+        self.stretch, self.evaluation_stretch, self.seed = stretch, evaluation_stretch, seed
+
+    @property
+    def cacheable(self) -> bool:
+        """Not in training, where each forward draws indices of its own."""
+        return super().cacheable and not self.training
+
+    @classmethod
+    def validate(cls, config: LlamaConfig, **options: Any) -> None:
+        super().validate(config, **options)
+        for name, default in (("stretch", 16.0), ("evaluation_stretch", 1.0)):
+            value = options.get(name, default)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 2**20:
+                raise ValueError(f"{name} must be a number from 1 to {2**20}; got {value!r}.")
+        seed = options.get("seed", 0)
+        if type(seed) is not int or not 0 <= seed < 2**62:
+            raise ValueError(f"The seed must be a whole number from 0 to 2^62; got {seed!r}.")
+
+    def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
+        rotation = self.tables(self.stretched(query), dtype)
+        return Relation(query_rotation=rotation, key_rotation=rotation)
+
+    def stretched(self, index: Tensor) -> Tensor:
+        """The indices to rotate by, `(B, T)` int64."""
+        if self.training:
+            return draw_stretched(index, torch.full((len(index),), self.stretch, device=index.device))
+        if math.isclose(self.evaluation_stretch, 1):
+            return index
+        seed = torch.tensor([self.seed], device=index.device)
+        return stretch_indices(index, seed, torch.tensor([self.evaluation_stretch], device=index.device))
