@@ -29,7 +29,7 @@ def make_model() -> "Callable[..., BipeForCausalLM]":
     from bipe import BipeConfig, BipeForCausalLM
 
     def make(scheme: str, *, seed: int = 2, **fields: Any) -> BipeForCausalLM:
-        tiny = {
+        tiny: dict[str, Any] = {
             "vocab_size": 12,
             "hidden_size": 32,
             "intermediate_size": 48,
@@ -41,6 +41,11 @@ def make_model() -> "Callable[..., BipeForCausalLM]":
             "tokens_per_segment": 3.0,
             "max_offset": 16,
         }
+        if scheme.startswith("bipe3"):
+            newlines = [[4, 0, 0, 1, 0], [7, 1, 0, 1, 1], [8, 0, 0, 0, 1]]  # ".\n", "\n" and " "
+            inner = {"type": "token_set", "end_token_ids": tiny["end_token_ids"]}
+            outer = {"type": "newline_run", "count": 2, "tokens": newlines}
+            tiny["segmenter"] = {"type": "levels", "segmenters": [inner, outer]}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return BipeForCausalLM(BipeConfig.from_scheme(scheme, **{**tiny, **fields})).eval()

@@ -17,7 +17,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from bipe import SCHEMES, BilevelPositions, BipeConfig, BipeForCausalLM, BipeModel
+from bipe import SCHEMES, BipeConfig, BipeForCausalLM, BipeModel
 from bipe.models.initialization import initialize_by_name
 
 ModelMaker = Callable[..., BipeForCausalLM]
@@ -143,7 +143,8 @@ def test_shifting_all_segments_leaves_the_logits(make_model: ModelMaker, scheme:
 @pytest.mark.parametrize("scheme", sorted(set(SCHEME_NAMES) - {"nope"}))
 def test_positions_reach_the_logits(make_model: ModelMaker, scheme: str) -> None:
     model, ids = make_model(scheme), ids_of(2, 24)
-    flat = BilevelPositions(*(torch.zeros_like(field) for field in model.positions(ids)))
+    positions = model.positions(ids)
+    flat = type(positions)(*(torch.zeros_like(field) for field in positions))
     assert (model(ids, positions=flat).logits - model(ids).logits).abs().max() > 0.05
 
 

@@ -37,6 +37,40 @@ class BilevelPositions(NamedTuple):
         )
 
 
+class MultilevelPositions(NamedTuple):
+    """Positions with segments of segments, such as paragraphs of sentences; the first three are as ever.
+
+    Attributes:
+        segment: as in `BilevelPositions`, of the innermost segments.
+        offset: likewise.
+        token: likewise.
+        outer: `(B, T, L)` int64, for each further level the index of the token's segment in its document,
+            the innermost first. An index counts from the document's start, not from that of a longer segment.
+    """
+
+    segment: Tensor
+    offset: Tensor
+    token: Tensor
+    outer: Tensor
+
+    def last(self, count: int) -> "MultilevelPositions":
+        """As `BilevelPositions.last`."""
+        return MultilevelPositions(*(index[:, index.shape[1] - count :] for index in self))
+
+    def documents(self) -> Tensor:
+        """As `BilevelPositions.documents`."""
+        return BilevelPositions(*self[:3]).documents()
+
+    def pad_to(self, length: int) -> "MultilevelPositions":
+        """As `BilevelPositions.pad_to`."""
+        missing = max(0, length - self.token.shape[1])
+        outer = torch.nn.functional.pad(self.outer, (0, 0, 0, missing))
+        return MultilevelPositions(*BilevelPositions(*self[:3]).pad_to(length), outer)
+
+
+Positions = BilevelPositions | MultilevelPositions
+
+
 def _count_before(flags: Tensor) -> Tensor:
     """Number of true columns strictly before each column, `(B, T)` int64."""
     ones = flags.long()
@@ -118,6 +152,33 @@ def bilevel_positions(
     offset = tokens_before - _value_at_last(segment_starts, tokens_before)
     token = tokens_before - _value_at_last(starts, tokens_before)
     return BilevelPositions(*(torch.where(real, index, 0) for index in (segment, offset, token)))
+
+
+def multilevel_positions(
+    ends: Tensor,
+    levels: int,
+    document_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Positions:
+    """Positions from the number of levels that end at each token.
+
+    >>> ends = torch.tensor([[0, 1, 0, 2, 0, 1, 2]])
+    >>> multilevel_positions(ends, 2).segment.tolist(), multilevel_positions(ends, 2).outer[..., 0].tolist()
+    ([[0, 0, 1, 1, 2, 2, 3]], [[0, 0, 0, 0, 1, 1, 1]])
+
+    Args:
+        ends: `(B, T)` int64; 1 ends a segment, 2 also the segment of segments, and so on.
+        levels: how many there are; with one this is `bilevel_positions`.
+        document_ids: as there.
+        attention_mask: likewise.
+    """
+    inner = bilevel_positions(ends > 0, document_ids, attention_mask)
+    if levels == 1:
+        return inner
+    outer = [
+        bilevel_positions(ends > level, document_ids, attention_mask).segment for level in range(1, levels)
+    ]
+    return MultilevelPositions(*inner, torch.stack(outer, dim=-1))
 
 
 def document_ids_from_position_ids(position_ids: Tensor, real: Tensor | None = None) -> Tensor:

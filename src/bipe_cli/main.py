@@ -13,6 +13,7 @@ from bipe_cli.bench import bench
 from bipe_cli.compare import compare
 from bipe_cli.convert import convert
 from bipe_cli.evaluate import evaluate
+from bipe_cli.extend import extend
 from bipe_cli.generate import generate
 from bipe_cli.report import report
 from bipe_cli.segment import segment
@@ -46,13 +47,14 @@ def _bipe(
     """Train language models on short text, use them on long text, and compare their positional encodings."""
 
 
-# These two take every setting of a recipe as --name value.
+# These take every setting of a recipe as --name value.
 WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app.add_typer(bench)
 app.command(context_settings=WITH_SETTINGS)(compare)
 app.command()(convert)
 app.command()(evaluate)
+app.command(context_settings=WITH_SETTINGS)(extend)
 app.command()(generate)
 app.command()(report)
 app.command()(segment)

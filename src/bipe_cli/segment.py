@@ -17,7 +17,10 @@ def segment(
         ),
     ] = None,
     rule: Annotated[
-        str, typer.Option(help="Which tokens end a segment: paper, sentence, line or released.")
+        str,
+        typer.Option(
+            help="What ends a segment: paper, sentence, line, released, paragraph, block, section, file."
+        ),
     ] = "paper",
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Print tokens per segment by text length.")
@@ -41,15 +44,15 @@ def segment(
     from bipe.data.documents import load_documents
     from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
     from bipe.report.segments import segment_rows, segments_html, segments_text, statistics_table
+    from bipe.segmentation import segmenter_of
     from bipe.segmentation.statistics import fitting_lengths, segment_statistics
-    from bipe.segmentation.token_set import TokenSet
     from bipe_cli.values import numbers
 
     if lengths and not statistics:
         raise ValueError("--lengths says at which text lengths --statistics counts; give --statistics too.")
     documents = load_documents(files)
     loaded = load_tokenizer(tokenizer) if tokenizer else train_tokenizer((d.text for d in documents), 8_000)
-    segmenter = TokenSet.from_tokenizer(loaded, rule)
+    segmenter = segmenter_of(loaded, rule)
     console = Console()
     described = None
     if statistics:

@@ -12,14 +12,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bipe.segmentation import SEGMENTERS, EveryToken, FixedLength, Never, Segmenter, TokenSet, build_segmenter
+from bipe.segmentation import (
+    SEGMENTERS,
+    EveryToken,
+    FixedLength,
+    Levels,
+    Never,
+    NewlineRun,
+    Segmenter,
+    TokenSet,
+    build_segmenter,
+)
+from bipe.segmentation.newline_run import newlines_of
 
 TOKENS = 12
+NEWLINES = [
+    (index, *newlines_of(text))
+    for index, text in enumerate([b"\n", b".\n", b" ", b"\n\n", b"a\n\nb", b"\n c", b"\n\n\n"], start=2)
+]
 SEGMENTERS_BY_TYPE: dict[str, st.SearchStrategy[Segmenter]] = {
     "every_token": st.just(EveryToken()),
     "never": st.just(Never()),
     "fixed_length": st.integers(1, 9).map(FixedLength),
     "token_set": st.sets(st.integers(0, TOKENS), min_size=1).map(TokenSet),
+    "newline_run": st.integers(1, 3).map(lambda count: NewlineRun(count, NEWLINES)),
+    "levels": st.integers(2, 3).map(lambda count: Levels([TokenSet([1, 4]), NewlineRun(count, NEWLINES)])),
 }
 BATCHES = st.integers(1, 3).flatmap(
     lambda rows: st.integers(0, 16).flatmap(
@@ -143,7 +160,7 @@ def test_fixed_length_refuses_what_is_no_length(n: Any) -> None:
     [
         (
             {"type": "sentence"},
-            "Unknown segmenter 'sentence'. Choose one of: every_token, fixed_length, never, token_set.",
+            "Unknown segmenter 'sentence'. Choose one of: every_token, fixed_length, levels, never, newline_run, token_set.",
         ),
         ({"type": "token_set"}, "The segmenter 'token_set' needs the option 'end_token_ids'."),
         ({"type": "never", "n": 4}, "Unknown option 'n' of segmenter 'never'. Its options: none."),

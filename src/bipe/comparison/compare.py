@@ -11,7 +11,7 @@ from bipe.evaluation.base import Run
 from bipe.evaluation.length_curve import Curve, load_curves, paired_differences, scores
 from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
-from bipe.segmentation import TokenSet
+from bipe.segmentation import segmenter_of
 from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
 from bipe.training.environment import describe_environment
 from bipe.training.run_folder import first_difference, read_json, write_whole
@@ -141,7 +141,7 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
     """Refuse, before anything is trained, text or settings that a run or its report would stumble over."""
     corpus.blocks(settings.data.train_length)
     corpus.validation_blocks(settings.data.train_length, settings.evaluation.validation_blocks)
-    TokenSet.from_tokenizer(corpus.tokenizer, rule=settings.rule)  # the report counts segments in any case
+    segmenter_of(corpus.tokenizer, settings.rule)  # the report counts segments in any case
     for job in _jobs(settings, Path())[: len(settings.schemes)]:  # seeds change no config
         configure(recipe_of(settings, job), corpus.tokenizer, corpus.train)
     longest = max(len(document) for document in corpus.test)
@@ -223,7 +223,9 @@ def _headline(out: Path, job: Job) -> str:
 
 def _record_differences(settings: Comparison, out: Path) -> None:
     """Compare each scheme on tokens with each on segments, on the same windows."""
-    on_segments = [scheme for scheme in settings.schemes if SCHEMES[scheme].segmenter == "token_set"]
+    on_segments = [
+        scheme for scheme in settings.schemes if SCHEMES[scheme].segmenter in ("token_set", "levels")
+    ]
     pairs = [(one, two) for one in settings.schemes if one not in on_segments for two in on_segments]
     path = out / "differences.jsonl"
     path.unlink(missing_ok=True)
@@ -243,7 +245,7 @@ def _curves(out: Path, scheme: str, seed: int) -> dict[str, Curve]:
 def _describe(settings: Comparison, corpus: Corpus, rates: dict[str, float], out: Path) -> None:
     """Write what the report says of settings, environment and segments."""
     environment = describe_environment()
-    segmenter = TokenSet.from_tokenizer(corpus.tokenizer, rule=settings.rule)
+    segmenter = segmenter_of(corpus.tokenizer, settings.rule)
     sweep = out / "sweep.json"
     tried = json.loads(sweep.read_text(encoding="utf-8")) if sweep.exists() else {}
     described = {

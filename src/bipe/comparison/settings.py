@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from bipe.evaluation.length_curve import PROTOCOLS
 from bipe.models import SCHEMES
 from bipe.registry import choose
-from bipe.segmentation import RULES
+from bipe.segmentation import check_rule
 from bipe.training.recipe import DataSettings, ModelSettings, Settings, Sources, TrainingSettings
 
 
@@ -91,7 +91,7 @@ class Comparison(Settings):
         """
         for scheme in self.schemes:
             choose("scheme", SCHEMES, scheme)
-        choose("rule", RULES, self.rule)
+        check_rule(self.rule)
         for protocol in self.evaluation.protocols:
             choose("protocol", PROTOCOLS, protocol)
         if len(set(self.evaluation.protocols)) < len(self.evaluation.protocols):

@@ -6,7 +6,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from bipe.attention import Visible
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .reach import reach_bound
 
@@ -52,7 +52,7 @@ class BoundedCache(Cache):
         return False
 
     @torch.no_grad()
-    def drop(self, key: BilevelPositions, visible: Visible) -> None:
+    def drop(self, key: Positions, visible: Visible) -> None:
         """Drop what comes before the first key that any row needs; one key stays in any case.
 
         Args:

@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
-from bipe.positions import BilevelPositions, bilevel_positions, document_starts, token_index
-from bipe.segmentation.base import Segmenter
+from bipe.positions import (
+    BilevelPositions,
+    MultilevelPositions,
+    Positions,
+    document_starts,
+    multilevel_positions,
+    token_index,
+)
+from bipe.segmentation.base import Segmenter, levels_of, read_ends
 
 
 class TokenState(NamedTuple):
@@ -17,22 +24,28 @@ class TokenState(NamedTuple):
         segment: `(B, S)` int64, as in `BilevelPositions`.
         offset: `(B, S)` int64, likewise.
         token: `(B, S)` int64, likewise.
+        outer: `(B, S, L)` int64, as in `MultilevelPositions`; without columns for two levels.
         document_ids: `(B, S)` int64.
-        is_end: `(B, S)` bool, true on the last token of each segment.
+        ends: `(B, S)` int64, how many levels of segments end at the token.
+        memory: `(B, S)` int64, what the segmenter must know of the tokens up to this one.
         real: `(B, S)` bool, false on padding and on slots not filled yet.
     """
 
     segment: Tensor
     offset: Tensor
     token: Tensor
+    outer: Tensor
     document_ids: Tensor
-    is_end: Tensor
+    ends: Tensor
+    memory: Tensor
     real: Tensor
 
     @property
-    def positions(self) -> BilevelPositions:
+    def positions(self) -> Positions:
         """Where the tokens stand."""
-        return BilevelPositions(self.segment, self.offset, self.token)
+        if self.outer.shape[-1] == 0:
+            return BilevelPositions(self.segment, self.offset, self.token)
+        return MultilevelPositions(self.segment, self.offset, self.token, self.outer)
 
     def columns(self, start: int | None, stop: int | None = None) -> "TokenState":
         """The state of some columns."""
@@ -44,7 +57,9 @@ class TokenState(NamedTuple):
             return self.columns(-1)
         columns = torch.arange(self.real.shape[1], device=self.real.device)
         last = torch.where(self.real, columns, 0).amax(dim=1, keepdim=True)
-        return TokenState(*(part.gather(1, last) for part in self))
+        outer = self.outer.gather(1, last[..., None].expand(-1, -1, self.outer.shape[-1]))
+        single = {name: part.gather(1, last) for name, part in self._asdict().items() if name != "outer"}
+        return TokenState(outer=outer, **single)
 
 
 def read_tokens(
@@ -60,8 +75,9 @@ def read_tokens(
         past: the state of the tokens before, or None.
     """
     if past is None:
-        is_end = segmenter(input_ids, token_index(real, document_ids))
-        return TokenState(*bilevel_positions(is_end, document_ids, real), document_ids, is_end, real)
+        ends, memory = read_ends(segmenter, input_ids, _read_index(token_index(real, document_ids), real))
+        found = multilevel_positions(ends, levels_of(segmenter), document_ids, real)
+        return _state(found, document_ids, ends, memory, real)
     last = past.last_real()
     if input_ids.shape[1] == 1:
         return _read_token(segmenter, input_ids, real, document_ids, last)
@@ -71,11 +87,29 @@ def read_tokens(
     )
     goes_on = there & (document_starts(there, documents).long().cumsum(dim=-1) == 1)
     token = token_index(there, documents) + torch.where(goes_on, last.token, 0)
-    is_end = torch.cat((last.is_end, segmenter(input_ids, token[:, 1:])), dim=1)
-    segment, offset, _ = bilevel_positions(is_end, documents, there)
-    offset = offset + torch.where(goes_on & (segment == 0), last.offset, 0)
-    segment = segment + torch.where(goes_on, last.segment, 0)
-    return TokenState(segment, offset, token, documents, is_end, there).columns(1)
+    read, memory = read_ends(segmenter, input_ids, _read_index(token[:, 1:], real), last.memory)
+    ends, memory = torch.cat((last.ends, read), dim=1), torch.cat((last.memory, memory), dim=1)
+    found = multilevel_positions(ends, levels_of(segmenter), documents, there)
+    offset = found.offset + torch.where(goes_on & (found.segment == 0), last.offset, 0)
+    segment = found.segment + torch.where(goes_on, last.segment, 0)
+    counted = found._replace(segment=segment, offset=offset, token=token)
+    if isinstance(counted, MultilevelPositions):
+        counted = counted._replace(outer=counted.outer + torch.where(goes_on[..., None], last.outer, 0))
+    return _state(counted, documents, ends, memory, there).columns(1)
+
+
+def _state(
+    positions: Positions, document_ids: Tensor, ends: Tensor, memory: Tensor, real: Tensor
+) -> TokenState:
+    """The state of tokens that stand at these positions."""
+    if isinstance(positions, MultilevelPositions):
+        return TokenState(*positions, document_ids, ends, memory, real)
+    return TokenState(*positions, ends.new_zeros(*ends.shape, 0), document_ids, ends, memory, real)
+
+
+def _read_index(token: Tensor, real: Tensor) -> Tensor:
+    """The index of each token in its document as a segmenter reads it: negative on padding."""
+    return torch.where(real, token, -1)
 
 
 def _read_token(
@@ -84,9 +118,13 @@ def _read_token(
     """As `read_tokens` for one token, in a few operations."""
     goes_on = real & last.real & (document_ids == last.document_ids)
     token = torch.where(goes_on, last.token + 1, 0)
-    segment = torch.where(goes_on, last.segment + last.is_end, 0)
-    offset = torch.where(goes_on & ~last.is_end, last.offset + 1, 0)
-    return TokenState(segment, offset, token, document_ids, segmenter(input_ids, token), real)
+    is_end = last.ends > 0
+    segment = torch.where(goes_on, last.segment + is_end, 0)
+    offset = torch.where(goes_on & ~is_end, last.offset + 1, 0)
+    level = torch.arange(1, levels_of(segmenter), device=token.device)
+    outer = torch.where(goes_on[..., None], last.outer + (last.ends[..., None] > level), 0)
+    ends, memory = read_ends(segmenter, input_ids, _read_index(token, real), last.memory)
+    return TokenState(segment, offset, token, outer, document_ids, ends, memory, real)
 
 
 def past_length(cache: Cache | None) -> int:
@@ -106,8 +144,10 @@ def has_state(cache: Cache | None, index: int) -> bool:
 def read_state(cache: Cache, index: int, length: int) -> TokenState:
     """The state of the first `length` tokens of a cache."""
     layer = cast("Any", cache.layers[index])
-    flags, numbers = layer.keys[:, 0, :length].bool(), layer.values[:, 0, :length]
-    return TokenState(*numbers.unbind(dim=-1), *flags.unbind(dim=-1))
+    real, numbers = layer.keys[:, 0, :length, 0].bool(), layer.values[:, 0, :length]
+    single, outer = numbers[..., :6], numbers[..., 6:]
+    segment, offset, token, document_ids, ends, memory = single.unbind(dim=-1)
+    return TokenState(segment, offset, token, outer, document_ids, ends, memory, real)
 
 
 def append_state(cache: Cache, index: int, new: TokenState) -> None:
@@ -120,6 +160,6 @@ def append_state(cache: Cache, index: int, new: TokenState) -> None:
         first = cache.layers[0] if cache.layers else None
         grown = cache.layer_class_to_replicate or DynamicLayer
         cache.layers.append(StaticLayer(first.max_cache_len) if isinstance(first, StaticLayer) else grown())
-    flags = torch.stack((new.is_end.long(), new.real.long()), dim=-1)
-    numbers = torch.stack((*new.positions, new.document_ids), dim=-1)
-    cast("Any", cache.layers[index]).update(flags[:, None], numbers[:, None])
+    single = (new.segment, new.offset, new.token, new.document_ids, new.ends, new.memory)
+    numbers = torch.cat((torch.stack(single, dim=-1), new.outer), dim=-1)
+    cast("Any", cache.layers[index]).update(new.real.long()[:, None, :, None], numbers[:, None])

@@ -15,7 +15,16 @@ from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.inter.rope import Rope
 from bipe.encodings.intra import INTRA_ENCODINGS
 from bipe.registry import choose, split_spec
-from bipe.segmentation import RULES, TokenSet, build_segmenter
+from bipe.segmentation import (
+    Levels,
+    Never,
+    NewlineRun,
+    Segmenter,
+    TokenSet,
+    build_segmenter,
+    check_rule,
+    segmenter_of,
+)
 
 from .schemes import SCHEMES
 
@@ -81,6 +90,11 @@ class BipeConfig(LlamaConfig):
     `rope_parameters`), `{"type": "alibi", "scale": 96.0}`, `zero`."""
     max_trained_offset: int | None = None
     """The longest offset that training has seen; longer ones are encoded as this one. None for no limit."""
+    original_max_segments: int | None = None
+    """How many segments training blocks have: 99 % of them no more. Set by training, in whose blocks it is
+    the longest that the index between segments was trained for."""
+    extension: dict | None = None
+    """How the context was extended: method, factor, from what; it decides nothing."""
     scheme: str | None = None
     """The name of the scheme that the three dictionaries came from, for reports; it decides nothing."""
 
@@ -126,6 +140,13 @@ class BipeConfig(LlamaConfig):
             raise ValueError(
                 f"attention_dropout must be at least 0 and below 1; got {self.attention_dropout!r}."
             )
+        segments = self.original_max_segments
+        if segments is not None and (
+            isinstance(segments, bool) or not isinstance(segments, int) or segments < 1
+        ):
+            raise ValueError(
+                f"original_max_segments must be a whole number, at least 1, or None; got {segments!r}."
+            )
         limit = self.max_trained_offset
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise ValueError(
@@ -139,11 +160,10 @@ class BipeConfig(LlamaConfig):
             ValueError: naming the dictionary, the value and the choices.
         """
         assert self.segmenter is not None, "set in __post_init__"
-        segmenter = build_segmenter(self.segmenter)
-        if isinstance(segmenter, TokenSet) and max(segmenter.end_token_ids) >= self.vocab_size:
+        largest = _largest_id(build_segmenter(self.segmenter))
+        if largest >= self.vocab_size:
             raise ValueError(
-                f"The segmenter's end token {max(segmenter.end_token_ids)} is outside the vocabulary of "
-                f"{self.vocab_size}."
+                f"The segmenter's end token {largest} is outside the vocabulary of {self.vocab_size}."
             )
         intra, options = split_spec("intra encoding", INTRA_ENCODINGS, self.intra)
         intra.validate(self, **options)
@@ -177,8 +197,9 @@ class BipeConfig(LlamaConfig):
         Args:
             scheme: a key of `SCHEMES`.
             tokenizer: sets `vocab_size` and the special token ids, and finds the ids that end segments.
-            rule: how the ids that end segments are found; see `TokenSet.from_tokenizer`.
-            end_token_ids: these ids, instead of a tokenizer and a rule.
+            rule: how what ends segments is found; see `segmenter_of`.
+            end_token_ids: these ids, instead of a tokenizer and a rule; a scheme of several levels then has
+                one outer segment a document.
             max_offset: rows of a learned table where `intra` does not say; 1,024 if neither does. Other
                 encodings have none.
             tokens_per_segment: mean tokens in a segment of the training text, for a scheme with scale
@@ -190,9 +211,10 @@ class BipeConfig(LlamaConfig):
             ValueError: the scheme is unknown, or what it needs is missing.
         """
         chosen = choose("scheme", SCHEMES, scheme)
-        choose("rule", RULES, rule)
+        check_rule(rule)
         fields = {**_tokenizer_fields(tokenizer), **fields}
-        fields.setdefault("segmenter", _segmenter_spec(chosen.segmenter, tokenizer, rule, end_token_ids))
+        if fields.get("segmenter") is None:
+            fields["segmenter"] = _segmenter_spec(chosen.segmenter, tokenizer, rule, end_token_ids)
         fields.setdefault("intra", dict(chosen.intra))
         fields.setdefault("inter", _measured(chosen.inter, tokens_per_segment))
         if max_offset is not None and fields["intra"].get("type") in ("learned", "randomized"):
@@ -212,15 +234,26 @@ def _tokenizer_fields(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, An
 def _segmenter_spec(
     kind: str, tokenizer: PreTrainedTokenizerBase | None, rule: str, end_token_ids: Iterable[int] | None
 ) -> dict[str, Any]:
-    if kind != "token_set":
+    if kind not in ("levels", "token_set"):
         return {"type": kind}
     if end_token_ids is not None:
-        return dict(TokenSet(end_token_ids).to_spec())
+        inner = TokenSet(end_token_ids)
+        return dict(inner.to_spec() if kind == "token_set" else Levels([inner, Never()]).to_spec())
     if tokenizer is None:
         raise ValueError(
             "This scheme cuts text at separators: give a tokenizer (and a rule), or end_token_ids."
         )
-    return dict(TokenSet.from_tokenizer(tokenizer, rule=rule).to_spec())
+    several = kind == "levels" and len(check_rule(rule)) == 1
+    return dict(segmenter_of(tokenizer, f"{rule}/paragraph" if several else rule).to_spec())
+
+
+def _largest_id(segmenter: Segmenter) -> int:
+    """The largest token id that a segmenter names, -1 where it names none."""
+    if isinstance(segmenter, Levels):
+        return max(map(_largest_id, segmenter.segmenters))
+    if isinstance(segmenter, NewlineRun):
+        return max(token[0] for token in segmenter.tokens)
+    return max(segmenter.end_token_ids) if isinstance(segmenter, TokenSet) else -1
 
 
 def _measured(inter: Mapping[str, Any], tokens_per_segment: float | None) -> dict[str, Any]:

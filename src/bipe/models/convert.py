@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from bipe.data.tokens import load_tokenizer
-from bipe.registry import choose
+from bipe.encodings.inter import INTER_ENCODINGS
+from bipe.registry import choose, split_spec
 
 from .configuration import BipeConfig
 from .modeling import BipeForCausalLM
@@ -89,7 +90,7 @@ def convert(
             `.gguf` file.
         target: the folder to write, which must not exist or be empty; nothing is left there on failure.
         scheme: a key of `SCHEMES`, or None for the source's own.
-        rule: what ends a segment in a retrofitted model; see `TokenSet.from_tokenizer`.
+        rule: what ends a segment in a retrofitted model; see `segmenter_of`.
         end_token_ids: these ids instead of a rule.
         max_offset: rows of a new table of offsets.
         tokens_per_segment: for the scheme `bipe-alibi-auto`, the mean over the text that it is for.
@@ -106,14 +107,14 @@ def convert(
     source, target = Path(source), Path(target).resolve()
     if scheme is not None:
         choose("scheme", SCHEMES, scheme)
-    _check_free(source, target)
+    check_free(source, target)
     found = read_source(source)
     if scheme is not None:
         fields = {"rule": rule, "end_token_ids": end_token_ids, "max_offset": max_offset}
         found = _retrofitted(found, source, scheme, tokens_per_segment=tokens_per_segment, **fields)
     with _plainly(source), torch.device("meta"):
         model = BipeForCausalLM(found.config)
-    _write(model, found.weights, source, target, standalone=standalone)
+    write_checkpoint(model, found.weights, source, target, standalone=standalone)
     return target
 
 
@@ -125,7 +126,7 @@ def convert_to_llama(source: str | Path, target: str | Path) -> Path:
             target is in use.
     """
     source, target = Path(source), Path(target).resolve()
-    _check_free(source, target)
+    check_free(source, target)
     found = read_source(source)
     config = found.config
     plain = {"segmenter": {"type": "every_token"}, "intra": {"type": "zero"}, "inter": {"type": "rope"}}
@@ -138,7 +139,7 @@ def convert_to_llama(source: str | Path, target: str | Path) -> Path:
     fields = {name: value for name, value in config.to_dict().items() if name in names}
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**fields))
-    _write(model, found.weights, source, target)
+    write_checkpoint(model, found.weights, source, target)
     return target
 
 
@@ -307,7 +308,7 @@ def _retrofitted(
 ) -> Source:
     """The same weights under another scheme, whose new parameters are zero."""
     tokenizer = None
-    if end_token_ids is None and SCHEMES[scheme].segmenter == "token_set":
+    if end_token_ids is None and SCHEMES[scheme].segmenter in ("token_set", "levels"):
         tokenizer = _tokenizer_of(source)
     theta = (found.config.rope_parameters or {}).get("rope_theta")
     kept = ("segmenter", "intra", "inter", "scheme", "rope_parameters", "max_trained_offset", "model_type")
@@ -322,8 +323,12 @@ def _retrofitted(
     )
     with torch.device("meta"):
         wanted = BipeForCausalLM(config).state_dict()
-    weights = {name: part for name, part in found.weights.items() if not name.startswith("model.intra.")}
+    new = ("model.intra.", "model.inter.")
+    weights = {name: part for name, part in found.weights.items() if not name.startswith(new)}
     like = next(iter(weights.values()))
+    for name, part in _inter_weights(config).items():
+        kept = found.weights.get(name) if found.config.inter == config.inter else None
+        weights[name] = part.to(like.dtype) if kept is None else kept
     config.max_trained_offset = found.config.max_trained_offset
     for name, part in wanted.items():
         if not name.startswith("model.intra."):
@@ -337,14 +342,29 @@ def _retrofitted(
     return Source(config, weights)
 
 
-def _check_free(source: Path, target: Path) -> None:
+def _inter_weights(config: BipeConfig) -> dict[str, Tensor]:
+    """The initial values of what an encoding between segments learns, by name."""
+    inter, options = split_spec("inter encoding", INTER_ENCODINGS, config.inter)
+    made = inter(config, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made.reset_parameters(config.initializer_range)
+    return {f"model.inter.{name}": part.detach() for name, part in made.named_parameters()}
+
+
+def check_free(source: Path, target: Path) -> None:
+    """Refuse a target that holds something, or lies inside the source.
+
+    Raises:
+        ValueError: it does.
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is in use: give a folder that does not exist yet.")
     if source.resolve() in (target, *target.parents):
         raise ValueError(f"{target} lies inside {source}: give a folder elsewhere.")
 
 
-def _write(
+def write_checkpoint(
     model: PreTrainedModel,
     weights: dict[str, Tensor],
     source: Path,

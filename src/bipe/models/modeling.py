@@ -19,7 +19,7 @@ from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.inter.base import InterEncoding
 from bipe.encodings.intra import INTRA_ENCODINGS
 from bipe.encodings.intra.base import IntraEncoding
-from bipe.positions import BilevelPositions, document_starts
+from bipe.positions import Positions, document_starts
 from bipe.registry import choose, split_spec
 from bipe.segmentation import build_segmenter
 
@@ -106,7 +106,7 @@ class BipeModel(BipePreTrainedModel):
 
     def positions(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None
-    ) -> BilevelPositions:
+    ) -> Positions:
         """Segment, offset and plain index of each token.
 
         Args:
@@ -148,7 +148,7 @@ class BipeModel(BipePreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         document_ids: Tensor | None = None,
-        positions: BilevelPositions | None = None,
+        positions: Positions | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the decoder.
@@ -312,7 +312,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
 
     def positions(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None
-    ) -> BilevelPositions:
+    ) -> Positions:
         """Segment, offset and plain index of each token; see `BipeModel.positions`."""
         return self.model.positions(input_ids, attention_mask, document_ids)
 
@@ -360,7 +360,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         document_ids: Tensor | None = None,
-        positions: BilevelPositions | None = None,
+        positions: Positions | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Predict the next token; the arguments beside these are those of `BipeModel.forward`.

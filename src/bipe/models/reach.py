@@ -21,7 +21,8 @@ from bipe.attention.blocks import all_blocks
 from bipe.attention.damping import damp
 from bipe.attention.segment_local import WEIGHT_LEFT_OUT, nats_apart, places
 from bipe.encodings.inter.base import Content, DecayingBias, Relation
-from bipe.positions import BilevelPositions
+from bipe.positions import MultilevelPositions, Positions
+from bipe.segmentation import levels_of
 
 from .layers import BipeAttention, BipeDecoderLayer, watched
 
@@ -69,7 +70,8 @@ def reach_bound(model: "BipePreTrainedModel") -> Tensor:
     Keys further away weigh at most `2^-24` together, in texts of up to `LONGEST_TEXT` tokens.
     """
     decoder = cast("BipeModel", model.base_model)
-    nowhere = BilevelPositions(*(torch.zeros(1, 1, dtype=torch.int64) for _ in range(3)))
+    zero = torch.zeros(1, 1, dtype=torch.int64)
+    nowhere = MultilevelPositions(zero, zero, zero, zero.new_zeros(1, 1, levels_of(decoder.segmenter) - 1))
     bias = decoder.inter(nowhere, nowhere, torch.float32).bias
     layers = [cast("BipeDecoderLayer", layer) for layer in decoder.layers]
     if not isinstance(bias, DecayingBias):
@@ -209,7 +211,7 @@ class _Layer(NamedTuple):
     scaling: float
 
 
-def _needed(layer: _Layer, positions: BilevelPositions, real: Tensor) -> Distance:
+def _needed(layer: _Layer, positions: Positions, real: Tensor) -> Distance:
     """How far back the rule of `segment_local` looks, over all queries."""
     query, key, relation, visible, scaling = layer
     bias, (rows, tokens) = relation.bias, positions.token.shape
@@ -230,7 +232,7 @@ def _needed(layer: _Layer, positions: BilevelPositions, real: Tensor) -> Distanc
     )
 
 
-def _mass(layer: _Layer, positions: BilevelPositions, counted: Tensor, share: float) -> Distance:
+def _mass(layer: _Layer, positions: Positions, counted: Tensor, share: float) -> Distance:
     """The smallest distances within which so much of the weights of the counted queries lies."""
     query, key, relation, visible, scaling = layer
     heads = query.shape[1]

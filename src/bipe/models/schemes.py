@@ -12,7 +12,8 @@ class Scheme:
     """A named choice of segmenter, encoding inside segments and encoding between them.
 
     Attributes:
-        segmenter: type of the segmenter; a `token_set` gets its ids from the tokenizer.
+        segmenter: type of the segmenter; a `token_set` gets its ids from the tokenizer and a rule, and so do
+            `levels`, to which paragraphs are added where the rule has one level.
         intra: the config's `intra`.
         inter: the config's `inter`; a scale `"auto"` is replaced by the measured tokens per segment.
     """
@@ -49,6 +50,8 @@ SCHEMES: dict[str, Scheme] = {
     "bipe-alibi-auto": Scheme("token_set", _LEARNED, {"type": "alibi", "scale": "auto"}),
     "bipe-alibi-learned": Scheme("token_set", _LEARNED, {"type": "alibi", "scale": "auto", "learned": True}),
     "bipe-alibi2": Scheme("token_set", _LEARNED, {"type": "alibi2", "scale": "auto"}),
+    "bipe3-alibi": Scheme("levels", _LEARNED, {"type": "alibi_levels", "scale": "auto"}),
+    "bipe3-rope": Scheme("levels", _LEARNED, {"type": "rope_levels"}),
     "bipe-rope-randomized": Scheme("token_set", {"type": "randomized"}, _ROPE),
     "hirope": Scheme("token_set", inter={"type": "hirope"}),
     "inter-only": Scheme("token_set", inter=_ROPE),

@@ -1,11 +1,12 @@
 """Which tokens of a vocabulary end a segment, decided on each token's bytes."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
-from bipe.vocabulary import eos_ids, token_texts
+from bipe.vocabulary import eos_ids, special_ids, token_texts
 
 # Unicode's Sentence_Terminal marks of widely printed scripts, with the ellipsis and the Tibetan shads.
 _SENTENCE_ENDS = frozenset(
@@ -31,6 +32,7 @@ _SENTENCE_ENDS = frozenset(
 _QUOTES = frozenset("\"'＂＇")
 # Closing brackets and quotes; and opening quotes, with which German closes.
 _CLOSING_CATEGORIES = frozenset({"Pe", "Pf", "Pi"})
+_FILE_SEPARATOR = re.compile(r"file[_ -]?sep", re.IGNORECASE)
 _RELEASED_TOKENS = {869: "▁.", 13: "<0x0A>"}
 
 
@@ -94,3 +96,14 @@ RULES: Mapping[str, Callable[[PreTrainedTokenizerBase], frozenset[int]]] = {
     "line": _where("line", _holds_newline),
     "released": _released,
 }
+
+
+def file_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that stand between the files of a repository, and the eos."""
+    names = {
+        index: token for token, index in tokenizer.get_vocab().items() if index in special_ids(tokenizer)
+    }
+    ids = {index for index, name in names.items() if _FILE_SEPARATOR.search(name)} | eos_ids(tokenizer)
+    if not ids:
+        raise ValueError("This vocabulary has neither an eos nor a separator of files, so no file ever ends.")
+    return frozenset(ids)

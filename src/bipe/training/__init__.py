@@ -1,5 +1,6 @@
 """Training: recipes, and the runs that they describe."""
 
+from .extend import extend
 from .recipe import (
     DataSettings,
     ModelSettings,
@@ -19,6 +20,7 @@ __all__ = [
     "TrainedModel",
     "TrainingSettings",
     "dump_recipe",
+    "extend",
     "load_recipe",
     "load_run",
     "parse_overrides",

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bipe.encodings.inter.rope import Rope
+from bipe.encodings.inter.rope import Rope, counts_tokens
 from bipe.models.modeling import BipeForCausalLM
 
 
@@ -16,15 +16,16 @@ class GradualRotation(TrainerCallback):
         steps: optimizer steps of the way.
 
     Raises:
-        ValueError: the model has no rotation.
+        ValueError: the model has no rotation of its own kind, or one that counts tokens.
     """
 
     def __init__(self, model: BipeForCausalLM, steps: int) -> None:
         inter = model.model.inter
-        if not isinstance(inter, Rope):
+        if type(inter) is not Rope or counts_tokens(model.config, model.config.inter or {}):
             raise ValueError(
                 "gradual_steps moves a rotation from tokens to segments, and the inter encoding "
-                f"{model.config.inter} has none."
+                f"{model.config.inter} with the segmenter {(model.config.segmenter or {})['type']!r} has no "
+                "such one."
             )
         self.inter, self.steps = inter, steps
 

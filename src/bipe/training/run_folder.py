@@ -17,7 +17,9 @@ MARKER = "training.json"
 RECIPE = "recipe.yaml"
 BOOKKEEPING = frozenset({"checkpoint_every", "keep_checkpoints", "tensorboard"})
 """Settings that may change between the parts of a run, as they do not change its outcome."""
-UNSTABLE_FIELDS = frozenset({"dtype", "max_trained_offset", "transformers_version", "use_cache"})
+UNSTABLE_FIELDS = frozenset(
+    {"dtype", "max_trained_offset", "original_max_segments", "transformers_version", "use_cache"}
+)
 """Fields of a config that training or saving sets."""
 SAMPLED_BLOCKS = 256
 

@@ -25,7 +25,7 @@ from bipe.models.modeling import BipeForCausalLM
 from bipe.models.schemes import SCHEMES
 from bipe.models.standalone import without_code
 from bipe.registry import choose
-from bipe.segmentation import RULES, TokenSet, build_segmenter
+from bipe.segmentation import build_segmenter, check_rule, segmenter_of
 from bipe.segmentation.statistics import mean_tokens_per_segment
 
 from . import checkpoints
@@ -231,7 +231,7 @@ def configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: Sequ
     tokens_per_segment = None
     if SCHEMES[recipe.scheme].inter.get("scale") == "auto":
         spec = recipe.model.segmenter
-        segmenter = build_segmenter(spec) if spec else TokenSet.from_tokenizer(tokenizer, rule=recipe.rule)
+        segmenter = build_segmenter(spec) if spec else segmenter_of(tokenizer, recipe.rule)
         tokens_per_segment = mean_tokens_per_segment(training, segmenter, cap=recipe.data.train_length)
     return BipeConfig.from_scheme(
         recipe.scheme,
@@ -249,7 +249,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ValueError: a name is unknown, or a size is out of range.
     """
-    choose("rule", RULES, recipe.rule)
+    check_rule(recipe.rule)
     if recipe.scheme is not None:
         choose("scheme", SCHEMES, recipe.scheme)
     if recipe.start is not None:
@@ -331,18 +331,22 @@ def _initial_model(
     else:
         model = cast(BipeForCausalLM, load_model(start)).float()
         without_code(model.config)
-    longest, trained = _longest_offset(model, blocks, order.drawn()), model.config.max_trained_offset
+    (longest, segments), trained = _extent(model, blocks, order.drawn()), model.config.max_trained_offset
     if start is None or trained is not None:  # None, of a converted model, says that all have been trained
         model.config.max_trained_offset = max(longest, trained or 0)
+    model.config.original_max_segments = max(segments, model.config.original_max_segments or 0)
     return model
 
 
-def _longest_offset(model: BipeForCausalLM, blocks: Blocks, drawn: list[int]) -> int:
-    longest = 0
+def _extent(model: BipeForCausalLM, blocks: Blocks, drawn: list[int]) -> tuple[int, int]:
+    """The longest offset of the blocks, and the 99th percentile (nearest rank) of their segments."""
+    longest, segments = 0, []
     for batch in batches(blocks, drawn, 256):
         positions = model.positions(batch["input_ids"], document_ids=batch.get("document_ids"))
         longest = max(longest, int(positions.offset.max()))
-    return longest
+        segments.append(positions.segment.amax(dim=1) + 1)
+    ordered = torch.cat(segments).sort().values
+    return longest, int(ordered[-(-99 * len(ordered) // 100) - 1])
 
 
 def _tensorboard(settings: TrainingSettings, run: Path) -> list[TrainerCallback]:

@@ -2,6 +2,7 @@
 
 from .alibi import Alibi
 from .alibi2 import Alibi2
+from .alibi_levels import AlibiLevels
 from .base import InterEncoding, Relation
 from .cope import Cope
 from .fire import Fire
@@ -10,6 +11,7 @@ from .kerple import Kerple
 from .randomized_rope import RandomizedRope
 from .rerope import Rerope
 from .rope import Rope
+from .rope_levels import RopeLevels
 from .selfextend import SelfExtend
 from .t5 import T5
 from .xpos import Xpos
@@ -18,6 +20,7 @@ from .zero import ZeroInter
 INTER_ENCODINGS: dict[str, type[InterEncoding]] = {
     "alibi": Alibi,
     "alibi2": Alibi2,
+    "alibi_levels": AlibiLevels,
     "cope": Cope,
     "fire": Fire,
     "hirope": Hirope,
@@ -25,6 +28,7 @@ INTER_ENCODINGS: dict[str, type[InterEncoding]] = {
     "randomized_rope": RandomizedRope,
     "rerope": Rerope,
     "rope": Rope,
+    "rope_levels": RopeLevels,
     "selfextend": SelfExtend,
     "t5": T5,
     "xpos": Xpos,

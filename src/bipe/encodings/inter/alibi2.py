@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .alibi import Alibi, Slopes, alibi_slopes
 from .base import DecayingBias, Relation, rows_agree
@@ -19,9 +19,7 @@ class TwoLevelBias(DecayingBias):
     A key of an earlier segment is as far inside as the first token of the query's own.
     """
 
-    def __init__(
-        self, slopes: Slopes, inside: Slopes, query: BilevelPositions, key: BilevelPositions
-    ) -> None:
+    def __init__(self, slopes: Slopes, inside: Slopes, query: Positions, key: Positions) -> None:
         rows = 1 if rows_agree(torch.cat((key.segment, key.offset), dim=-1)) else None
         self.query_index, self.query_offset = query.segment[:rows], query.offset[:rows]
         self.key_index, self.key_offset = key.segment[:rows], key.offset[:rows]
@@ -80,7 +78,7 @@ class Alibi2(Alibi):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"ALiBi's inside_scale must be a finite number above 0; got {value!r}.")
 
-    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+    def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         device = query.segment.device
         fixed = torch.tensor([start / self.factor for start in self.inside_starts], device=device)
         inside = Slopes(fixed, self.log_inside, self.factor)

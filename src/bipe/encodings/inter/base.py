@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, each `(B, T, K)`, in the layout of transformers' Llama (two equal halves)."""
@@ -201,7 +201,7 @@ class InterEncoding(nn.Module, ABC):
     reads_content: ClassVar[bool] = False
     reads_inside: ClassVar[bool] = False
 
-    def __init__(self, config: LlamaConfig, *, index: str = "segment") -> None:
+    def __init__(self, config: LlamaConfig | None = None, *, index: str = "segment") -> None:
         super().__init__()
         self.index = index
 
@@ -226,7 +226,7 @@ class InterEncoding(nn.Module, ABC):
         if index not in INDICES:
             raise ValueError(f"index must be one of {', '.join(INDICES)}; got {index!r}.")
 
-    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+    def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         """Relate T queries to S keys.
 
         Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .base import Content, ContentBias, InterEncoding, Relation
 
@@ -61,7 +61,7 @@ class Cope(InterEncoding):
                 f"CoPE's number of positions must be whole, from 1 to {2**20}; got {positions!r}."
             )
 
-    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+    def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         counted = torch.ones_like(key.offset) if self.index == "token" else key.offset == 0
         return Relation(bias=CopeBias(self.table, counted.bool()))
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .base import Relation, Rotation
 from .rope import Rope, refuse_scaling
@@ -32,7 +32,7 @@ class Hirope(Rope):
         super().validate(config, **options)
         refuse_scaling("hirope", config)
 
-    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+    def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         tables = [self.tables(index, dtype) for index in (query.token, query.segment)]
         half = self.rotary.inv_freq.shape[0]
         slow = (torch.arange(half, device=query.token.device) >= (half + 1) // 2).repeat(2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .base import Content, ContentBias, Relation, Rotation
 from .rope import Rope, refuse_scaling, rotate
@@ -79,7 +79,7 @@ class RemappedRope(Rope):
     def far(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The index by which queries are rotated for far keys, and that of keys."""
 
-    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+    def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         of_query, of_key = getattr(query, self.index), getattr(key, self.index)
         far_query, new_key = self.far(of_query)
         bias = NearBias(

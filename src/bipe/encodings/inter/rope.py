@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 from bipe.registry import choose
 
 from .base import InterEncoding, Relation, Rotation
@@ -158,11 +158,14 @@ class Rope(InterEncoding):
         for name, buffer in fresh.named_buffers():
             self.rotary.register_buffer(name, buffer.to(device), persistent=False)
 
-    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
-        index = getattr(query, self.index)
-        if self.blend != 1:
-            index = torch.lerp(query.token.float(), index.float(), self.blend)
-        rotation = self.tables(index, dtype)
+    def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
+        if self.blend == 1:
+            return super().forward(query, key, dtype)
+        index = torch.lerp(query.token.float(), getattr(query, self.index).float(), self.blend)
+        return self.relate(index, index, dtype)
+
+    def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
+        rotation = self.tables(query, dtype)
         return Relation(query_rotation=rotation, key_rotation=rotation)
 
     def tables(self, index: Tensor, dtype: torch.dtype) -> Rotation:

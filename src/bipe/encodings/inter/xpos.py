@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .base import Damping, Relation
 from .rope import Rope
@@ -53,7 +53,7 @@ class Xpos(Rope):
         shares = [(pair / half + self.gamma) / (1 + self.gamma) for pair in range(half)]
         return [-math.log(share) / self.scale_base for share in shares]
 
-    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+    def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         rates, index = self.rates(), getattr(key, self.index)
         by_channel = torch.tensor(rates, dtype=torch.float32, device=index.device).repeat(2)
         return replace(super().forward(query, key, dtype), damping=Damping(by_channel, max(rates), index))

@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .base import InterEncoding, Relation
 
@@ -14,5 +14,5 @@ class ZeroInter(InterEncoding):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
 
-    def forward(self, query: BilevelPositions, key: BilevelPositions, dtype: torch.dtype) -> Relation:
+    def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         return Relation()

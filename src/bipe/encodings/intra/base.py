@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 
 class IntraEncoding(nn.Module, ABC):
@@ -48,7 +48,7 @@ class IntraEncoding(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> Tensor | None:
+    def forward(self, positions: Positions, dtype: torch.dtype) -> Tensor | None:
         """The vectors to add to the embeddings, `(B, T, D)` in `dtype`, or None to add nothing."""
 
     @torch.no_grad()

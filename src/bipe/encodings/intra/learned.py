@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .base import IntraEncoding
 
@@ -32,7 +32,7 @@ class Learned(IntraEncoding):
                 f"{2**24}; got {max_offset!r}."
             )
 
-    def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> Tensor:
+    def forward(self, positions: Positions, dtype: torch.dtype) -> Tensor:
         return self.embedding(self.clamp(positions.offset)).to(dtype)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bipe.encodings.stretched import draw_stretched
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .learned import Learned
 
@@ -21,7 +21,7 @@ class Randomized(Learned):
     def longest_offset(self) -> int | None:
         return self.embedding.num_embeddings - 1
 
-    def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> Tensor:
+    def forward(self, positions: Positions, dtype: torch.dtype) -> Tensor:
         offset = positions.offset
         if self.training:
             offset = draw_stretched(offset, self.embedding.num_embeddings / (offset.amax(dim=1) + 1))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .base import IntraEncoding
 
@@ -21,7 +21,7 @@ class Sinusoidal(IntraEncoding):
         self.config = config
         self.scale = nn.Parameter(torch.tensor(config.initializer_range))
 
-    def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> Tensor:
+    def forward(self, positions: Positions, dtype: torch.dtype) -> Tensor:
         width = self.config.hidden_size
         offset = self.clamp(positions.offset).float()
         channels = torch.arange(0, width, 2, dtype=torch.float32, device=offset.device)

@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig
 
-from bipe.positions import BilevelPositions
+from bipe.positions import Positions
 
 from .base import IntraEncoding
 
@@ -15,5 +15,5 @@ class ZeroIntra(IntraEncoding):
         super().__init__()
         self.config = config
 
-    def forward(self, positions: BilevelPositions, dtype: torch.dtype) -> None:
+    def forward(self, positions: Positions, dtype: torch.dtype) -> None:
         return None

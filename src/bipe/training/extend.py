@@ -1,0 +1,67 @@
+"""Context extension of a checkpoint, with training on longer text after it."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bipe.models.convert import read_source
+from bipe.models.extension import Extension, extend_checkpoint, extension_of
+
+from .history import Progress
+from .recipe import Recipe, read_settings
+from .train import TrainedModel, train_recipe
+
+
+def extend(
+    source: str | Path,
+    out: str | Path,
+    method: str,
+    factor: float,
+    *,
+    original: int | None = None,
+    parameters: dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, str] | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[Extension, TrainedModel | None]:
+    """Extend a model's context, and train the extended model on where there is text for it.
+
+    With training, the extended model before it stands beside the result, in `OUT.start`; the same call goes
+    on where an interrupted one stopped.
+
+    Args:
+        source: folder of the trained model.
+        out: the folder to write.
+        method: a key of `METHODS`.
+        factor: how many times longer texts are to become.
+        original: the trained length in the unit of the index; None for what training has recorded.
+        parameters: further ones of the rope type.
+        settings: of the training by dotted name, as a recipe has them, with `data.train`; None for none. Its
+            `train_length` is by default `factor` times the model's.
+        overrides: single settings as typed on a command line.
+        on_progress: gets each row of the training's history.
+
+    Raises:
+        ValueError: as `extension_of`, `convert` and `train_recipe`.
+        RuntimeError: the loss stopped being finite.
+        KeyboardInterrupt: after Ctrl-C; the same call goes on.
+    """
+    out = Path(out)
+    if settings is None and not overrides:
+        return extend_checkpoint(source, out, method, factor, original=original, parameters=parameters), None
+    start = out.with_name(f"{out.name}.start")
+    config = read_source(Path(source)).config
+    extension = extension_of(config, method, factor, original=original, parameters=parameters)
+    length = round(factor * config.max_position_embeddings)
+    values = {"start": str(start), "data.train_length": length, **(settings or {})}
+    recipe = read_settings(Recipe, None, overrides, values)
+    if not start.exists():
+        extend_checkpoint(source, start, method, factor, original=original, parameters=parameters)
+    try:
+        trained = train_recipe(recipe, out, on_progress=on_progress)
+    except ValueError:
+        if not out.exists():  # nothing was trained: the mended call makes its own
+            shutil.rmtree(start)
+        raise
+    return extension, trained
