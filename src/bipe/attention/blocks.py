@@ -75,6 +75,8 @@ def attend_in_blocks(
     Returns:
         The mixed values, `(B, H, T, K)`.
     """
+    # Under autocast a rotation leaves float32, and the backward pass runs outside it.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     work = _Work(
         bias, visible, tuple(blocks), scaling, dropout, int(torch.randint(2**62, ())) if dropout else 0
     )
@@ -106,7 +108,8 @@ def attend_dense(
     key, value, mask = key[:, :, columns], value[:, :, columns], bias.mask
     if mask is None:
         seen = visible.block(rows, columns)
-        whole = bias.between(Content(query, key, seen, scaling), rows, columns)
+        with torch.autocast(query.device.type, enabled=False):
+            whole = bias.between(Content(query, key, seen, scaling), rows, columns)
         mask = _for_kernel(whole.masked_fill(~seen, torch.finfo(whole.dtype).min), query)
         if not bias.reads_content:
             bias.mask = mask
@@ -146,6 +149,10 @@ class _Work:
 
     def mask(self, block: Block, query: Tensor, key: Tensor) -> Tensor:
         """The bias where a key may be seen and the lowest number elsewhere, `(B or 1, h, t, s)` float32."""
+        with torch.autocast(query.device.type, enabled=False):
+            return self._mask(block, query, key)
+
+    def _mask(self, block: Block, query: Tensor, key: Tensor) -> Tensor:
         # The lowest finite number, not -inf: a row of padding sees nothing, and -inf alone makes NaN.
         lowest = torch.finfo(torch.float32).min
         if self.bias.reads_content:

@@ -8,10 +8,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 from bipe.attention import Visible
 from bipe.positions import Positions
 
-from .reach import reach_bound
+from .reach import LONGEST_TEXT, reach_bound
 
 if TYPE_CHECKING:
-    from .modeling import BipePreTrainedModel
+    from .modeling import BipeModel, BipePreTrainedModel
 
 
 class BoundedCache(Cache):
@@ -31,7 +31,8 @@ class BoundedCache(Cache):
     torch.Size([1, 5])
 
     Attributes:
-        reach: the most segments that any head looks back.
+        reach: the most segments that any head looks back (tokens, where the encoding counts those).
+        index: which index that is of.
 
     Raises:
         ValueError: the model's bias does not decay, or not in every head, or a weight is not finite.
@@ -39,13 +40,15 @@ class BoundedCache(Cache):
 
     def __init__(self, model: "BipePreTrainedModel") -> None:
         reach = float(reach_bound(model).max())
-        if reach == float("inf"):
+        if reach > LONGEST_TEXT:
             raise ValueError(
                 "A bounded cache drops keys that a decaying bias has pushed out of reach, and with the inter "
-                f"encoding {model.config.inter} every key can be read from anywhere: use the default cache."
+                f"encoding {model.config.inter} keys can be read from further than any text is long: use the "
+                "default cache."
             )
         super().__init__(layer_class_to_replicate=BoundedLayer)
         self.reach = int(reach)
+        self.index = cast("BipeModel", model.base_model).inter.index
 
     @property
     def is_croppable(self) -> bool:
@@ -59,14 +62,14 @@ class BoundedCache(Cache):
             key: positions `(B, S)` of the keys that are held.
             visible: their documents and padding.
         """
-        segment, real, documents = key.segment, visible.real, visible.documents
-        there = torch.ones_like(segment, dtype=torch.bool) if real is None else real.expand_as(segment)
-        columns = torch.arange(segment.shape[1], device=segment.device)
+        index, real, documents = getattr(key, self.index), visible.real, visible.documents
+        there = torch.ones_like(index, dtype=torch.bool) if real is None else real.expand_as(index)
+        columns = torch.arange(index.shape[1], device=index.device)
         last = torch.where(there, columns, 0).amax(dim=1, keepdim=True)
-        needed = there & (segment >= segment.gather(1, last) - self.reach)
+        needed = there & (index >= index.gather(1, last) - self.reach)
         if documents is not None:
             needed = needed & (documents == documents.gather(1, last))
-        first = torch.where(needed, columns, segment.shape[1] - 1).amin()
+        first = torch.where(needed, columns, index.shape[1] - 1).amin()
         for layer in self.layers:
             cast("BoundedLayer", layer).drop(int(first))
 

@@ -53,7 +53,8 @@ class Reach(NamedTuple):
 
     Attributes:
         bound: `(layers, H)` float64, distance in segments beyond which no text lets a head read; inf where
-            weights and encoding set no limit.
+            weights and encoding set no limit. Of an encoding with index `token` it is a distance in tokens,
+            and so are the segments of `needed`.
         needed: the distance beyond which nothing could be read on the text, by the norms of its queries and
             keys: what `segment_local` has to look at. None without a text.
         mass: the distance that holds the asked share of the attention weights on the text, or None.

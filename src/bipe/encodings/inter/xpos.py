@@ -44,8 +44,8 @@ class Xpos(Rope):
         super().validate(config, **options)
         for name, default in (("gamma", 0.4), ("scale_base", 512.0)):
             value = options.get(name, default)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ValueError(f"xPos's {name} must be a finite number above 0; got {value!r}.")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-6 <= value <= 1e6:
+                raise ValueError(f"xPos's {name} must be a number from 1e-6 to 1e6; got {value!r}.")
 
     def rates(self) -> list[float]:
         """By how many nats each pair of channels fades with a distance of 1."""
