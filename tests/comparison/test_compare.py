@@ -104,7 +104,7 @@ def test_the_report_and_the_environment_lie_in_the_folder(finished):
 
 
 @few_windows
-def test_a_finished_comparison_is_not_trained_again_and_more_seeds_may_follow(
+def test_a_finished_comparison_is_not_trained_again_and_more_may_follow(
     finished, texts, tmp_path, monkeypatch
 ):
     out = tmp_path / "run"
@@ -125,6 +125,14 @@ def test_a_finished_comparison_is_not_trained_again_and_more_seeds_may_follow(
     compare(settings(texts, seeds=2), out, say=lambda line: None)
     assert trained == [f"{scheme}-1" for scheme in SCHEMES]
     assert (out / "scores.jsonl").read_bytes().startswith(before)
+    trained.clear()
+    compare(settings(texts, schemes=["t5"]), out, say=lambda line: None)
+    assert trained[-2:] == ["t5-0", "t5-1"]
+    assert (out / "scores.jsonl").read_bytes().startswith(before)
+    described = json.loads((out / "settings.json").read_text())
+    assert described["schemes"] == [*SCHEMES, "t5"]
+    assert described["seeds"] == [0, 1]
+    assert {row["scheme"] for row in read_records(out / "scores.jsonl")} == {*SCHEMES, "t5"}
 
 
 @few_windows

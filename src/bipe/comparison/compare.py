@@ -26,6 +26,9 @@ Say = Callable[[str], None]
 ADDABLE = ("schemes", "seeds")
 """Settings that a comparison may get more of."""
 
+MOST_PAIRS = 12
+"""Differences between more pairs of schemes than that are more than anybody reads."""
+
 TIE = 0.02
 """Trials whose perplexities differ by less than this share say nothing of the whole runs."""
 
@@ -222,11 +225,17 @@ def _headline(out: Path, job: Job) -> str:
 
 
 def _record_differences(settings: Comparison, out: Path) -> None:
-    """Compare each scheme on tokens with each on segments, on the same windows."""
+    """Compare each scheme on tokens with each on segments, on the same windows.
+
+    Where that would be more than `MOST_PAIRS`, only with those whose encoding between segments is its own.
+    """
     on_segments = [
         scheme for scheme in settings.schemes if SCHEMES[scheme].segmenter in ("token_set", "levels")
     ]
     pairs = [(one, two) for one in settings.schemes if one not in on_segments for two in on_segments]
+    if len(pairs) > MOST_PAIRS:
+        kind = {scheme: SCHEMES[scheme].inter["type"] for scheme in settings.schemes}
+        pairs = [(one, two) for one, two in pairs if kind[one] == kind[two]]
     path = out / "differences.jsonl"
     path.unlink(missing_ok=True)
     for seed, (first, second) in product(range(settings.seeds), pairs):
