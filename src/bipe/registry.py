@@ -1,6 +1,7 @@
 """Look-up in the plain dictionaries that serve as registries."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -25,6 +26,34 @@ def choose(kind: str, table: Mapping[str, V], name: str) -> V:
         return table[name]
     except (KeyError, TypeError):
         raise ValueError(f"Unknown {kind} {name!r}. Choose one of: {', '.join(sorted(table))}.") from None
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False, whole: bool = False
+) -> None:
+    """Check an option that is a number.
+
+    >>> check_number("window", 64, 1, whole=True)
+
+    Args:
+        name: of the option.
+        value: what was given.
+        low: the least that it may be.
+        high: the most; infinity itself is never allowed.
+        above: whether it must be more than the least.
+        whole: whether it must be a whole number.
+
+    Raises:
+        ValueError: it is no such number; the message names the option, the range and the value.
+    """
+    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if is_number and (low < value if above else low <= value) and value <= high and value < math.inf:
+        return
+    least = f"above {low:g}" if above else f"of at least {low:g}"
+    most = "" if high == math.inf else f" and at most {high:g}"
+    raise ValueError(
+        f"{name} must be a {'whole' if whole else 'finite'} number {least}{most}; got {value!r}."
+    )
 
 
 def split_spec(kind: str, table: Mapping[str, type[V]], spec: Any) -> tuple[type[V], dict[str, Any]]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
+from bipe.registry import check_number
+
 from .base import DecayingBias, DistanceBias, InterEncoding, Relation
 
 
@@ -75,8 +77,11 @@ class AlibiBias(DistanceBias, DecayingBias):
         distance = self.key_index[:, None, None, columns] - self.query_index[:, None, rows, None]
         return self.slopes[None, heads, None, None] * distance.float()
 
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score - self.slopes[head] * self.distance(batch, query, key).float()
+    def numbers(self) -> tuple[Tensor, ...]:
+        return (self.slopes,)
+
+    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
+        return -numbers[0] * distance
 
     def reach(self, nats: float | Tensor) -> Tensor:
         slopes = self.slopes.detach()
@@ -89,8 +94,7 @@ def validate_scale(options: dict[str, Any]) -> None:
     Raises:
         ValueError: one is out of range.
     """
-    scale, factor = options.get("scale", 96.0), options.get("factor", 1.0)
-    if scale == "auto":
+    if options.get("scale") == "auto":
         raise ValueError(
             "ALiBi's scale 'auto' is the mean number of tokens in a segment of the training text: "
             "measure it and give the number, BipeConfig.from_scheme(..., tokens_per_segment=12.3); "
@@ -98,15 +102,9 @@ def validate_scale(options: dict[str, Any]) -> None:
         )
     learned = options.get("learned", False)
     if not isinstance(learned, bool):
-        raise ValueError(f"ALiBi's slopes are learned or not, true or false; got {learned!r}.")
-    lowest = 0 if not learned else math.ulp(0.0)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not (lowest <= scale < math.inf):
-        raise ValueError(
-            f"ALiBi's scale must be a finite number, {'above 0 to learn from' if learned else 'at least 0'}; "
-            f"got {scale!r}."
-        )
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not (1 <= factor < math.inf):
-        raise ValueError(f"ALiBi's factor, which its slopes are divided by, is at least 1; got {factor!r}.")
+        raise ValueError(f"learned says whether ALiBi's slopes are, true or false; got {learned!r}.")
+    check_number("ALiBi's scale", options.get("scale", 96.0), 0, above=learned)
+    check_number("ALiBi's factor, which slopes are divided by,", options.get("factor", 1.0), 1)
 
 
 class Alibi(InterEncoding):

@@ -1,6 +1,5 @@
 """Two penalties: one in proportion to the distance in segments, one to that in tokens inside a segment."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from bipe.positions import Positions
+from bipe.registry import check_number
 
 from .alibi import Alibi, Slopes, alibi_slopes
 from .base import DecayingBias, Relation, rows_agree
@@ -34,10 +34,8 @@ class TwoLevelBias(DecayingBias):
 
     def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         row = batch.clamp(max=len(self.key_index) - 1)
-        query, key = (
-            column.clamp(max=index.shape[1] - 1)
-            for column, index in ((query, self.query_index), (key, self.key_index))
-        )
+        query = query.clamp(max=self.query_index.shape[1] - 1)
+        key = key.clamp(max=self.key_index.shape[1] - 1)
         segments = self.query_index[row, query] - self.key_index[row, key]
         tokens = self.query_offset[row, query] - self.key_offset[row, key] * (segments == 0)
         slope, inside = self.slopes.values()[head], self.inside.values()[head]
@@ -74,9 +72,7 @@ class Alibi2(Alibi):
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
         super().validate(config, **options)
-        value = options.get("inside_scale", 1.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"ALiBi's inside_scale must be a finite number above 0; got {value!r}.")
+        check_number("ALiBi's inside_scale", options.get("inside_scale", 1.0), 0, above=True)
 
     def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         device = query.segment.device

@@ -1,6 +1,5 @@
 """A penalty for the distance on each of several levels of segments."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,41 +7,31 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from bipe.positions import Positions
+from bipe.registry import check_number
 
-from .alibi import Alibi, Slopes, alibi_slopes
-from .base import DecayingBias, Relation, rows_agree
+from .alibi import Alibi, AlibiBias, Slopes, alibi_slopes
+from .base import DecayingBias, Relation
 from .rope_levels import indices_of, levels_in
 
 
 class LevelBias(DecayingBias):
-    """The sum over levels of `-slope * (query index - key index)`; its distance is the innermost level's."""
+    """The sum of a bias for each level; its distance is the innermost level's, which comes first."""
 
-    def __init__(self, slopes: list[Slopes], query: list[Tensor], key: list[Tensor]) -> None:
-        rows = 1 if rows_agree(torch.cat(key, dim=-1)) else None
-        self.query, self.key = [index[:rows] for index in query], [index[:rows] for index in key]
-        self.query_index, self.key_index, self.slopes = self.query[0], self.key[0], slopes
-        self.differentiable = tuple(part for level in slopes for part in level.differentiable)
+    def __init__(self, levels: list[AlibiBias]) -> None:
+        self.levels, self.query_index, self.key_index = levels, levels[0].query_index, levels[0].key_index
+        self.differentiable = tuple(part for level in levels for part in level.differentiable)
 
     def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
-        levels = [
-            slopes.values()[heads, None, None]
-            * (key[:, None, None, columns] - query[:, None, rows, None]).float()
-            for slopes, query, key in zip(self.slopes, self.query, self.key, strict=True)
-        ]
-        return torch.stack(levels).sum(dim=0)
+        first, *others = (level.block(rows, columns, heads) for level in self.levels)
+        return sum(others, first)
 
     def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        row = batch.clamp(max=len(self.key_index) - 1)
-        query = query.clamp(max=self.query_index.shape[1] - 1)
-        key = key.clamp(max=self.key_index.shape[1] - 1)
-        for slopes, of_query, of_key in zip(self.slopes, self.query, self.key, strict=True):
-            distance = of_query[row, query] - of_key[row, key]
-            score = score - slopes.values()[head] * distance.float()
+        for level in self.levels:
+            score = level.score(score, batch, head, query, key)
         return score
 
     def reach(self, nats: float | Tensor) -> Tensor:
-        slopes = self.slopes[0].values().detach()
-        return torch.where(slopes > 0, torch.floor(nats / slopes), torch.inf)
+        return self.levels[0].reach(nats)
 
 
 class AlibiLevels(Alibi):
@@ -77,15 +66,12 @@ class AlibiLevels(Alibi):
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
         super().validate(config, **options)
         scales, outer = options.get("outer_scales"), levels_in(config) - 1
-        if scales is not None and (
-            not isinstance(scales, list)
-            or len(scales) != outer
-            or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales)
-        ):
-            raise ValueError(
-                f"outer_scales is a list of finite numbers above 0, one for each of {outer} outer levels; "
-                f"got {scales!r}."
-            )
+        if scales is None:
+            return
+        if not isinstance(scales, list) or len(scales) != outer:
+            raise ValueError(f"outer_scales is a list, one for each of {outer} outer levels; got {scales!r}.")
+        for scale in scales:
+            check_number("Each of outer_scales", scale, 0, above=True)
 
     def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         device = query.segment.device
@@ -94,8 +80,8 @@ class AlibiLevels(Alibi):
             Slopes(torch.tensor([start / self.factor for start in starts], device=device), log, self.factor)
             for starts, log in zip(self.outer_starts, logs, strict=True)
         ]
-        bias = LevelBias([self.slopes(device), *outer], indices_of(query), indices_of(key))
-        return Relation(bias=bias)
+        levels = zip([self.slopes(device), *outer], indices_of(query), indices_of(key), strict=True)
+        return Relation(bias=LevelBias([AlibiBias(*level) for level in levels]))
 
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:

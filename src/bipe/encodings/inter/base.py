@@ -115,6 +115,8 @@ class DecayingBias(Bias):
 class DistanceBias(Bias):
     """A bias that is a function of integer distances, and perhaps of the query's index.
 
+    One that is made of a few numbers a head defines `numbers` and `at`; another one `block` and `score`.
+
     Attributes:
         query_index: `(B or 1, T)` int64, the index of each query.
         key_index: `(B or 1, S)` int64, that of each key.
@@ -124,6 +126,24 @@ class DistanceBias(Bias):
         if rows_agree(key_index):  # the queries are among the keys
             query_index, key_index = query_index[:1], key_index[:1]
         self.query_index, self.key_index = query_index, key_index
+
+    def numbers(self) -> tuple[Tensor, ...]:
+        """What each head has of its own, `(H,)` float32 each."""
+        raise NotImplementedError
+
+    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
+        """The bias at a distance, float32, of a query with this index, int64; all are broadcast."""
+        raise NotImplementedError
+
+    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        numbers = (number[heads, None, None] for number in self.numbers())
+        query = self.query_index[:, None, rows, None]
+        return self.at(self.distances(rows, columns)[:, None].float(), query, *numbers)
+
+    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        numbers = (number[head] for number in self.numbers())
+        distance = self.distance(batch, query, key).float()
+        return score + self.at(distance, self._at(self.query_index, batch, query), *numbers)
 
     def distances(self, rows: slice, columns: slice) -> Tensor:
         """How far keys lie before queries, `(B or 1, t, s)` int64; 0 for those that lie behind."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from bipe.positions import Positions
+from bipe.registry import check_number
 
 from .base import Content, ContentBias, InterEncoding, Relation
 
@@ -55,11 +56,7 @@ class Cope(InterEncoding):
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
         super().validate(config, **options)
-        positions = options.get("positions", 64)
-        if type(positions) is not int or not 1 <= positions <= 2**20:
-            raise ValueError(
-                f"CoPE's number of positions must be whole, from 1 to {2**20}; got {positions!r}."
-            )
+        check_number("CoPE's positions", options.get("positions", 64), 1, 2**20, whole=True)
 
     def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         counted = torch.ones_like(key.offset) if self.index == "token" else key.offset == 0

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
+from bipe.registry import check_number
+
 from .base import DistanceBias, InterEncoding, Relation
 
-WIDTH = 32
-"""Hidden units of the network."""
+WIDTH = 32  # hidden units of the network
 
 
 class FireBias(DistanceBias):
@@ -20,8 +21,7 @@ class FireBias(DistanceBias):
         hidden: `(2, WIDTH)`, weight and bias of the hidden units.
         out: `(H, WIDTH)`, weights of the outputs.
         logarithms: `(2,)`, of c and L.
-        query_index: `(B, T)` int64.
-        key_index: `(B, S)` int64.
+        query_index, key_index: `(B, T)` and `(B, S)` int64.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class FireBias(DistanceBias):
 
     def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         ratio = self._ratio(self.distance(batch, query, key), self._at(self.query_index, batch, query))
+        weight, bias = self.hidden.float()
         for unit in range(WIDTH):  # a score function is made of single numbers
-            value = torch.relu(ratio * self.hidden[0, unit].float() + self.hidden[1, unit].float())
-            score = score + self.out[head, unit].float() * value
+            score = score + self.out[head, unit].float() * torch.relu(ratio * weight[unit] + bias[unit])
         return score
 
 
@@ -77,10 +77,8 @@ class Fire(InterEncoding):
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
         super().validate(config, **options)
-        for name, default in (("c", 0.1), ("threshold", 512.0)):
-            value = options.get(name, default)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-                raise ValueError(f"FIRE's {name} must be a number above 0 and below 1e12; got {value!r}.")
+        check_number("FIRE's c", options.get("c", 0.1), 0, 1e12, above=True)
+        check_number("FIRE's threshold", options.get("threshold", 512.0), 0, 1e12, above=True)
 
     def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
         return Relation(bias=FireBias(self.hidden, self.out, self.logarithms, query, key))

@@ -16,52 +16,41 @@ class LogKernel(DistanceBias, DecayingBias):
 
     Args:
         raw: `(2, H)`, logarithms of weight and shape.
-        query_index: `(B, T)` int64.
-        key_index: `(B, S)` int64.
+        query_index, key_index: `(B, T)` and `(B, S)` int64.
     """
 
     def __init__(self, raw: Tensor, query_index: Tensor, key_index: Tensor) -> None:
         super().__init__(query_index, key_index)
         self.raw, self.differentiable = raw, (raw,)
 
-    def numbers(self) -> tuple[Tensor, Tensor]:
-        """Weight and shape, `(H,)` float32."""
-        weight, shape = self.raw.float().exp()
-        return weight, shape
+    def numbers(self) -> tuple[Tensor, ...]:
+        return tuple(self.raw.float().exp())
 
-    def fall(self, distance: Tensor, weight: Tensor, shape: Tensor) -> Tensor:
-        """How far the bias has fallen at a distance, float32."""
-        return weight * torch.log1p(shape * distance)
+    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
+        weight, shape = numbers
+        return -weight * torch.log1p(shape * distance)
 
-    def distance_of(self, nats: float | Tensor, weight: Tensor, shape: Tensor) -> Tensor:
+    def fallen_at(self, nats: float | Tensor, weight: Tensor, shape: Tensor) -> Tensor:
         """The distance, no whole number, at which the bias has fallen by so much."""
         return torch.expm1(nats / weight) / shape
 
     def reach(self, nats: float | Tensor) -> Tensor:
-        distance = self.distance_of(nats, *(part.detach().double() for part in self.numbers()))
-        # A little further, where rounding might have made it nearer.
-        return torch.floor(distance * (1 + 1e-5)).float()
-
-    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
-        weight, shape = (part[heads, None, None] for part in self.numbers())
-        return -self.fall(self.distances(rows, columns)[:, None].float(), weight, shape)
-
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        weight, shape = (part[head] for part in self.numbers())
-        return score - self.fall(self.distance(batch, query, key).float(), weight, shape)
+        weight, shape = (number.detach().double() for number in self.numbers())
+        return torch.floor(self.fallen_at(nats, weight, shape) * (1 + 1e-5)).float()  # safe from rounding
 
 
 class PowerKernel(LogKernel):
     """`-weight * distance ^ shape`, with a shape between 0 and 2, whose half is given by its log-odds."""
 
-    def numbers(self) -> tuple[Tensor, Tensor]:
+    def numbers(self) -> tuple[Tensor, ...]:
         return self.raw[0].float().exp(), 2 * self.raw[1].float().sigmoid()
 
-    def fall(self, distance: Tensor, weight: Tensor, shape: Tensor) -> Tensor:
+    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
+        weight, shape = numbers
         # The slope of 0^shape in its shape is the logarithm of 0; a clamped 0 has none.
-        return weight * (distance.clamp(min=1) ** shape).where(distance > 0, 0.0)
+        return -weight * (distance.clamp(min=1) ** shape).where(distance > 0, 0.0)
 
-    def distance_of(self, nats: float | Tensor, weight: Tensor, shape: Tensor) -> Tensor:
+    def fallen_at(self, nats: float | Tensor, weight: Tensor, shape: Tensor) -> Tensor:
         return (nats / weight) ** (1 / shape)
 
 
@@ -72,8 +61,7 @@ class Kerple(InterEncoding):
     """KERPLE (Chi et al. 2022, arXiv:2205.09921, section 4.1): a kernel with two numbers a head.
 
     `log`: `-r1 log(1 + r2 d)` with positive r1, r2. `power`: `-r1 d^r2` with positive r1 and r2 from 0 to 2.
-    Logarithms of r1 and r2 (of the power's r2 / 2 the log-odds) are the parameters, shared by all layers.
-    Initial values are spread evenly over the heads: r1 from 0 to 2 and r2 from 0 to 1, ends excluded.
+    One set is shared by all layers. It starts spread over the heads: r1 from 0 to 2 and r2 from 0 to 1.
 
     Options:
         kernel: `log` or `power`.
@@ -97,8 +85,6 @@ class Kerple(InterEncoding):
 
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:
-        heads = self.raw.shape[1]
-        spread = (torch.arange(heads, device=self.raw.device) + 0.5) / heads
+        spread = (torch.arange(self.raw.shape[1], device=self.raw.device) + 0.5) / self.raw.shape[1]
         shape = (spread / 2).logit() if self.kernel is PowerKernel else spread.log()
-        # The steepest weight meets the flattest shape, so that heads differ in what they see.
         self.raw.copy_(torch.stack(((2 * spread).log(), shape.flip(0))))

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from bipe.encodings.stretched import draw_stretched, stretch_indices
+from bipe.registry import check_number
 
 from .base import Relation
 from .rope import Rope
@@ -51,13 +52,9 @@ class RandomizedRope(Rope):
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
         super().validate(config, **options)
-        for name, default in (("stretch", 16.0), ("evaluation_stretch", 1.0)):
-            value = options.get(name, default)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 2**20:
-                raise ValueError(f"{name} must be a number from 1 to {2**20}; got {value!r}.")
-        seed = options.get("seed", 0)
-        if type(seed) is not int or not 0 <= seed < 2**62:
-            raise ValueError(f"The seed must be a whole number from 0 to 2^62; got {seed!r}.")
+        check_number("stretch", options.get("stretch", 16.0), 1, 2**20)
+        check_number("evaluation_stretch", options.get("evaluation_stretch", 1.0), 1, 2**20)
+        check_number("seed", options.get("seed", 0), 0, 2**62, whole=True)
 
     def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
         rotation = self.tables(self.stretched(query), dtype)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from bipe.positions import Positions
+from bipe.registry import check_number
 
 from .base import Content, ContentBias, Relation, Rotation
 from .rope import Rope, refuse_scaling, rotate
@@ -71,9 +72,7 @@ class RemappedRope(Rope):
         super().validate(config, **options)
         refuse_scaling("a remapped index", config)
         for name in ("window", "group"):
-            value = options.get(name, 1)
-            if type(value) is not int or not 1 <= value <= 2**40:
-                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
+            check_number(name, options.get(name, 1), 1, 2**40, whole=True)
 
     @abstractmethod
     def far(self, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bipe.positions import Positions
-from bipe.registry import choose
+from bipe.registry import check_number, choose
 
 from .base import InterEncoding, Relation, Rotation
 
@@ -110,8 +110,7 @@ class Rope(InterEncoding):
             )
         parameters = dict(config.rope_parameters)
         theta = parameters["rope_theta"]
-        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e12:
-            raise ValueError(f"RoPE's theta must be a number between 1 and 1e12; got {theta!r}.")
+        check_number("RoPE's theta", theta, 1, 1e12, above=True)
         cls._validate_scaling(parameters)
         if "partial_rotary_factor" in parameters and parameters["partial_rotary_factor"] != 1:
             raise ValueError(

@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig
 
 from bipe.positions import MultilevelPositions, Positions
+from bipe.registry import check_number
 from bipe.segmentation import build_segmenter, levels_of
 
 from .base import Relation
@@ -42,15 +43,12 @@ class RopeLevels(Rope):
         super().validate(config, **options)
         refuse_scaling("rope_levels", config)
         shares, levels = options.get("shares"), levels_in(config)
-        if shares is not None and (
-            not isinstance(shares, list)
-            or len(shares) != levels
-            or not all(type(share) is int and 1 <= share <= 2**14 for share in shares)
-        ):
-            raise ValueError(
-                f"shares is a list of whole numbers of at least 1, one for each of {levels} levels; got "
-                f"{shares!r}."
-            )
+        if shares is None:
+            return
+        if not isinstance(shares, list) or len(shares) != levels:
+            raise ValueError(f"shares is a list, one for each of {levels} levels; got {shares!r}.")
+        for share in shares:
+            check_number("Each of shares", share, 1, 2**14, whole=True)
 
     def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         indices = indices_of(query)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
+from bipe.registry import check_number
+
 from .base import DistanceBias, InterEncoding, Relation
 
 
@@ -48,13 +50,11 @@ class T5(InterEncoding):
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
         super().validate(config, **options)
-        buckets, longest = options.get("buckets", 32), options.get("max_distance", 128)
-        if type(buckets) is not int or buckets % 2 or not 2 <= buckets <= 2**16:
-            raise ValueError(f"T5's number of buckets must be even, from 2 to {2**16}; got {buckets!r}.")
-        if type(longest) is not int or not buckets // 2 < longest <= 2**40:
-            raise ValueError(
-                f"T5's max_distance must be a whole number above half the {buckets} buckets; got {longest!r}."
-            )
+        buckets = options.get("buckets", 32)
+        check_number("T5's buckets", buckets, 2, 2**16, whole=True)
+        if buckets % 2:
+            raise ValueError(f"T5's buckets must be an even number; got {buckets}.")
+        check_number("T5's max_distance", options.get("max_distance", 128), buckets // 2 + 1, whole=True)
 
     def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
         bounds = torch.tensor(self.starts[1:], device=query.device)

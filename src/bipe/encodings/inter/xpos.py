@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig
 
 from bipe.positions import Positions
+from bipe.registry import check_number
 
 from .base import Damping, Relation
 from .rope import Rope
@@ -42,10 +43,8 @@ class Xpos(Rope):
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
         super().validate(config, **options)
-        for name, default in (("gamma", 0.4), ("scale_base", 512.0)):
-            value = options.get(name, default)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-6 <= value <= 1e6:
-                raise ValueError(f"xPos's {name} must be a number from 1e-6 to 1e6; got {value!r}.")
+        check_number("xPos's gamma", options.get("gamma", 0.4), 1e-6, 1e6)
+        check_number("xPos's scale_base", options.get("scale_base", 512.0), 1e-6, 1e6)
 
     def rates(self) -> list[float]:
         """By how many nats each pair of channels fades with a distance of 1."""
