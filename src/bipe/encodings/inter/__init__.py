@@ -13,6 +13,7 @@ from .rerope import Rerope
 from .rope import Rope
 from .rope_levels import RopeLevels
 from .selfextend import SelfExtend
+from .sliding_rope import SlidingRope
 from .t5 import T5
 from .xpos import Xpos
 from .zero import ZeroInter
@@ -30,6 +31,7 @@ INTER_ENCODINGS: dict[str, type[InterEncoding]] = {
     "rope": Rope,
     "rope_levels": RopeLevels,
     "selfextend": SelfExtend,
+    "sliding_rope": SlidingRope,
     "t5": T5,
     "xpos": Xpos,
     "zero": ZeroInter,
