@@ -477,3 +477,20 @@ def test_yarn_on_segments_scales_as_transformers_does_on_as_many_tokens() -> Non
     assert first is not None
     assert second is not None
     assert all(torch.equal(*tables) for tables in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("window", [1, 4, 50])
+@pytest.mark.parametrize("segmenter", [TOKEN_SET, {"type": "every_token"}])
+def test_a_sliding_window_is_rope_with_a_mask(segmenter: dict[str, Any], window: int) -> None:
+    torch.manual_seed(0)
+    config = {"segmenter": segmenter, "initializer_range": 0.3, "attn_implementation": "eager"}
+    sliding = BipeForCausalLM(config_of(inter={"type": "sliding_rope", "window": window}, **config)).eval()
+    plain = BipeForCausalLM(config_of(inter={"type": "rope"}, **config)).eval()
+    plain.load_state_dict(sliding.state_dict())
+    ids = torch.randint(0, 30, (2, 40))
+    ids[:, 3::5] = 3
+    index = sliding.positions(ids).segment
+    near = index[:, None, :, None] - index[:, None, None, :] < window
+    weights = plain(ids, output_attentions=True).attentions[0].masked_fill(~near, 0)
+    expected = weights / weights.sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(sliding(ids, output_attentions=True).attentions[0], expected)

@@ -36,6 +36,7 @@ _ON_BOTH: dict[str, Spec] = {
     "rerope": {"type": "rerope"},
     "rope": _ROPE,
     "selfextend": {"type": "selfextend"},
+    "sliding-rope": {"type": "sliding_rope"},
     "t5": {"type": "t5"},
     "xpos": {"type": "xpos"},
 }
