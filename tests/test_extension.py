@@ -203,3 +203,22 @@ def test_what_cannot_be_extended_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         extension_of(config(), method, options.pop("factor", 4.0), **options)
+
+
+@pytest.mark.parametrize("method", ["rerope", "selfextend"])
+@pytest.mark.parametrize("config", [rope, bipe])
+def test_a_remap_is_its_encoding_with_half_the_trained_length_as_window(config: Any, method: str) -> None:
+    original = 48 if config is rope else 12
+    extension = extension_of(config(), method, 3.5)
+    group = {"group": 4} if method == "selfextend" else {}
+    assert extension.config.inter == {"type": method, "window": original // 2, **group}
+    assert f"distances below {original // 2} are kept" in str(extension)
+    assert extension.count() == (0, 0, 0)
+    near = torch.randint(5, 40, (1, original // 2), generator=torch.Generator().manual_seed(0))
+    models = [BipeForCausalLM(each).eval() for each in (config(), extension.config)]
+    models[1].load_state_dict(models[0].state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(models[1](near).logits, models[0](near).logits, rtol=1e-4, atol=1e-4)
+    assert extension_of(config(), method, 4.0, parameters={"window": 3}).config.inter["window"] == 3
+    with pytest.raises(ValueError, match="Unknown option 'beta_fast'"):
+        extension_of(config(), method, 4.0, parameters={"beta_fast": 3})

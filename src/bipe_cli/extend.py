@@ -10,7 +10,10 @@ def extend(
     context: typer.Context,
     model: Annotated[Path, typer.Option(help="Folder of the trained model.", show_default=False)],
     method: Annotated[
-        str, typer.Option(help="linear, ntk, dynamic, yarn, longrope or llama3; of ALiBi: linear.")
+        str,
+        typer.Option(
+            help="linear, ntk, dynamic, yarn, longrope, llama3, rerope or selfextend; of ALiBi: linear."
+        ),
     ],
     factor: Annotated[float, typer.Option(help="How many times longer texts are to become.")],
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
@@ -22,7 +25,9 @@ def extend(
     ] = None,
     parameters: Annotated[
         str | None,
-        typer.Option(help="More of the rope type, as YAML: '{beta_fast: 16}', or longrope's long_factor."),
+        typer.Option(
+            help="More of the method, as YAML: '{beta_fast: 16}', longrope's long_factor, a window."
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,

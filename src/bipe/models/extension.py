@@ -51,7 +51,7 @@ class Extension:
         factor: how many times longer texts may become.
         unit: what the index counts, `segments` or `tokens`.
         original: the trained length in that unit.
-        pairs: what becomes of the rotation; empty for ALiBi.
+        pairs: what becomes of the rotation's frequencies; empty where they stay, and for ALiBi.
     """
 
     config: BipeConfig
@@ -82,6 +82,10 @@ class Extension:
     def __str__(self) -> str:
         """The same for a reader."""
         head = f"{self.method} by {self.factor:g}, from a trained length of {self.original:,} {self.unit}"
+        if self.method in REMAPS:
+            inter = self.config.inter or {}
+            grouped = f"counted in groups of {inter['group']}" if "group" in inter else "all the same"
+            return f"{head}: distances below {inter['window']} are kept, and others {grouped}."
         if not self.pairs:
             return f"{head}: slopes divided by {self.factor:g}."
         kept, between, full = self.count()
@@ -142,6 +146,10 @@ METHODS: dict[str, Callable[[BipeConfig, float], dict[str, Any]]] = {
 """What each method writes into `rope_parameters`; transformers' own functions compute with it."""
 
 
+REMAPS = ("rerope", "selfextend")
+"""Methods that leave the frequencies and map far distances into the trained range: encodings themselves."""
+
+
 def extension_of(
     config: BipeConfig,
     method: str,
@@ -159,17 +167,18 @@ def extension_of(
 
     Args:
         config: of a trained model that has no extension yet.
-        method: a key of `METHODS`; for ALiBi `linear`, which divides its slopes.
+        method: a key of `METHODS`, or one of `REMAPS`; for ALiBi `linear`, which divides its slopes.
         factor: how many times longer texts are to become, above 1.
         original: the trained length in the unit of the index; by default what training has recorded,
             `original_max_segments`, or on tokens `max_position_embeddings`.
-        parameters: further ones of the rope type, such as `beta_fast`, or `long_factor` of `longrope`.
+        parameters: further ones of the rope type, such as `beta_fast`, or `long_factor` of `longrope`;
+            `window` and `group` of a remap, by default half the trained length and the factor rounded up.
 
     Raises:
         ValueError: an unknown method, a factor that does not extend, a length that nobody recorded, an
             encoding without such a method, or a model that is extended already.
     """
-    choose("method", METHODS, method)
+    choose("method", {**METHODS, **dict.fromkeys(REMAPS)}, method)
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 < factor < math.inf:
         raise ValueError(
             f"The factor says how many times longer texts are to become, above 1; got {factor!r}."
@@ -188,6 +197,8 @@ def extension_of(
             f"The trained length in {unit} is not recorded in this model's config: give a whole number, the "
             f"99th percentile over its training blocks; got {original!r}."
         )
+    if inter is Rope and method in REMAPS:
+        return _remapped(config, method, factor, unit, original, parameters)
     if issubclass(inter, Alibi):
         return _of_alibi(config, method, factor, unit, original, parameters)
     if inter is not Rope:
@@ -196,6 +207,21 @@ def extension_of(
             "have."
         )
     return _of_rope(config, method, factor, unit, original, parameters)
+
+
+def _remapped(
+    config: BipeConfig,
+    method: str,
+    factor: float,
+    unit: str,
+    original: int,
+    parameters: dict[str, Any] | None,
+) -> Extension:
+    group = {"group": math.ceil(factor)} if method == "selfextend" else {}
+    spec = {"type": method, "window": max(1, original // 2), **group, **(parameters or {})}
+    kept = {name: value for name, value in (config.inter or {}).items() if name == "index"}
+    extended = _changed(config, method, factor, unit, original, inter={**kept, **spec})
+    return Extension(extended, method, factor, unit, original, ())
 
 
 def _of_alibi(

@@ -51,6 +51,9 @@ SCHEMES: dict[str, Scheme] = {
     "bipe-alibi-auto": Scheme("token_set", _LEARNED, {"type": "alibi", "scale": "auto"}),
     "bipe-alibi-learned": Scheme("token_set", _LEARNED, {"type": "alibi", "scale": "auto", "learned": True}),
     "bipe-alibi2": Scheme("token_set", _LEARNED, {"type": "alibi2", "scale": "auto"}),
+    "bipe-alibi2-learned": Scheme(
+        "token_set", _LEARNED, {"type": "alibi2", "scale": "auto", "learned": True}
+    ),
     "bipe3-alibi": Scheme("levels", _LEARNED, {"type": "alibi_levels", "scale": "auto"}),
     "bipe3-rope": Scheme("levels", _LEARNED, {"type": "rope_levels"}),
     "bipe-rope-randomized": Scheme("token_set", {"type": "randomized"}, _ROPE),
