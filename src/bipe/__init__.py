@@ -7,8 +7,8 @@ from bipe.evaluation.base import Score
 from bipe.evaluation.length_curve import length_curve
 from bipe.models import SCHEMES, BipeConfig, BipeForCausalLM, BipeModel, BoundedCache
 from bipe.models.convert import convert
-from bipe.positions import BilevelPositions, bilevel_positions
-from bipe.segmentation import EveryToken, FixedLength, Never, TokenSet
+from bipe.positions import BilevelPositions, MultilevelPositions, bilevel_positions
+from bipe.segmentation import EveryToken, FixedLength, Levels, Never, NewlineRun, TokenSet
 
 __all__ = [
     "SCHEMES",
@@ -19,7 +19,10 @@ __all__ = [
     "BoundedCache",
     "EveryToken",
     "FixedLength",
+    "Levels",
+    "MultilevelPositions",
     "Never",
+    "NewlineRun",
     "Score",
     "TokenSet",
     "bilevel_positions",

@@ -41,7 +41,7 @@ class AlibiLevels(Alibi):
         scale: factor of the slopes of the innermost segments.
         outer_scales: factors of those of the others, the innermost first; by default `scale`, so that the
             border of a paragraph counts as one of a sentence more.
-        learned, factor: as of `Alibi`, for all levels.
+        learned, factor: as of `Alibi`.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class AlibiLevels(Alibi):
         slopes = alibi_slopes(config.num_attention_heads)
         scales = outer_scales or [scale] * outer
         self.outer_starts = [[scale * slope for slope in slopes] for scale in scales]
-        # One parameter a level: gradients of parts of a parameter could not be found a block at a time.
         logs = [nn.Parameter(torch.tensor(starts).log()) for starts in self.outer_starts]
         self.outer_logs = nn.ParameterList(logs) if learned else None
 
@@ -80,7 +79,8 @@ class AlibiLevels(Alibi):
             Slopes(torch.tensor([start / self.factor for start in starts], device=device), log, self.factor)
             for starts, log in zip(self.outer_starts, logs, strict=True)
         ]
-        levels = zip([self.slopes(device), *outer], indices_of(query), indices_of(key), strict=True)
+        indices = (indices_of(positions, 1 + len(outer)) for positions in (query, key))
+        levels = zip([self.slopes(device), *outer], *indices, strict=True)
         return Relation(bias=LevelBias([AlibiBias(*level) for level in levels]))
 
     @torch.no_grad()

@@ -42,16 +42,19 @@ class RopeLevels(Rope):
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
         super().validate(config, **options)
         refuse_scaling("rope_levels", config)
-        shares, levels = options.get("shares"), levels_in(config)
-        if shares is None:
-            return
+        levels, pairs = levels_in(config), (config.head_dim or 0) // 2
+        shares = options.get("shares") or [1] * levels
         if not isinstance(shares, list) or len(shares) != levels:
             raise ValueError(f"shares is a list, one for each of {levels} levels; got {shares!r}.")
         for share in shares:
             check_number("Each of shares", share, 1, 2**14, whole=True)
+        if sum(shares) > pairs:
+            raise ValueError(
+                f"The shares {shares} of the levels need {sum(shares)} pairs of channels; a head has {pairs}."
+            )
 
     def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
-        indices = indices_of(query)
+        indices = indices_of(query, max(self.levels) + 1)
         level = torch.tensor(self.levels, device=query.token.device)
         channels = torch.arange(len(self.levels), device=level.device)
         cos, sin = (
@@ -67,7 +70,16 @@ def levels_in(config: LlamaConfig) -> int:
     return 1 if segmenter is None else levels_of(build_segmenter(segmenter))
 
 
-def indices_of(positions: Positions) -> list[torch.Tensor]:
-    """The index of each level, the innermost first, `(B, T)` int64 each."""
+def indices_of(positions: Positions, levels: int) -> list[torch.Tensor]:
+    """The index of each level, the innermost first, `(B, T)` int64 each.
+
+    Raises:
+        ValueError: the positions are not of so many levels.
+    """
     outer = positions.outer.unbind(dim=-1) if isinstance(positions, MultilevelPositions) else ()
+    if len(outer) != levels - 1:
+        raise ValueError(
+            f"This model counts {levels} levels of segments: give MultilevelPositions with {levels - 1} "
+            f"outer indices; got {len(outer)}."
+        )
     return [positions.segment, *outer]
