@@ -21,9 +21,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from bipe import BipeForCausalLM, convert
+from bipe import BipeConfig, BipeForCausalLM, convert
 from bipe.data.tokens import train_tokenizer
 from bipe.models.convert import convert_to_llama
+from bipe.models.extension import extend_checkpoint
 from bipe_cli.main import app, run
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -267,6 +268,28 @@ def test_tensors_that_share_memory_in_a_pickle_are_both_written(tmp_path: Path) 
     torch.save(weights, tmp_path / "llama" / "pytorch_model.bin")
     found = loaded(convert(tmp_path / "llama", tmp_path / "out"))
     assert found.lm_head.weight.equal(weights["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("scheme", ["bipe-t5", "bipe-fire", "bipe-kerple", "cope", "bipe-alibi2-learned"])
+def test_what_an_encoding_learns_starts_anew_in_a_retrofit(llama: Path, tmp_path: Path, scheme: str) -> None:
+    model = loaded(convert(llama, tmp_path / "out", scheme, tokens_per_segment=5.0))
+    expected = {name: part.clone() for name, part in model.model.inter.named_parameters()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.model.inter.reset_parameters(model.config.initializer_range)
+    assert expected
+    assert all(part.equal(expected[name]) for name, part in model.model.inter.named_parameters())
+
+
+def test_a_retrofit_counts_in_its_own_unit(llama: Path, tmp_path: Path) -> None:
+    config = BipeConfig.from_pretrained(convert(llama, tmp_path / "rope", "rope"))
+    config.original_max_segments = 64  # tokens
+    config.save_pretrained(tmp_path / "rope")
+    model = loaded(convert(tmp_path / "rope", tmp_path / "out", "bipe-rope"))
+    assert model.config.original_max_segments is None
+    extend_checkpoint(tmp_path / "rope", tmp_path / "long", "ntk", 2.0)
+    with pytest.raises(ValueError, match="retrofit the model that it was made of"):
+        convert(tmp_path / "long", tmp_path / "other", "bipe-rope")
 
 
 def test_a_retrofit_of_a_table_that_is_trained_keeps_it(tmp_path: Path) -> None:

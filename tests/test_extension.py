@@ -154,7 +154,23 @@ def test_alibi_fades_by_a_factor_more_slowly(scheme: str, learned: bool) -> None
         model.model.inter(positions, positions, torch.float32).bias.block(slice(0, 60), slice(0, 60))
         for model in models
     )
+    if scheme == "bipe-alibi2":  # inside a segment nothing gets longer
+        same = (positions.segment[:, :, None] == positions.segment[:, None])[:, None].expand_as(before)
+        torch.testing.assert_close(after[same], before[same])
+        crossing = positions.segment[0].diff().nonzero().flatten() + 1
+        first = [(int(column), int(column) - 1) for column in crossing]  # offset 0: inside there is nothing
+        after, before = (torch.stack([bias[0, :, i, j] for i, j in first]) for bias in (after, before))
     torch.testing.assert_close(4 * after, before)
+
+
+@pytest.mark.parametrize("method", ["dynamic", "longrope"])
+def test_a_model_whose_keys_cannot_be_kept_writes_without_a_cache(method: str, tmp_path: Any) -> None:
+    BipeForCausalLM(bipe()).save_pretrained(tmp_path / "trained")
+    extend_checkpoint(tmp_path / "trained", tmp_path / "long", method, 4.0)
+    loaded = BipeForCausalLM.from_pretrained(tmp_path / "long")
+    ids = torch.randint(5, 40, (1, 30), generator=torch.Generator().manual_seed(0))
+    written = loaded.generate(ids, max_new_tokens=4, do_sample=False)
+    assert written.shape == (1, 34)
 
 
 def test_what_was_done_is_recorded_and_kept_with_the_weights(tmp_path) -> None:
@@ -167,7 +183,9 @@ def test_what_was_done_is_recorded_and_kept_with_the_weights(tmp_path) -> None:
         "factor": 4.0,
         "unit": "segments",
         "original": 12,
+        "parameters": {"beta_fast": 16.0},
         "source": "trained",
+        "weights": loaded.config.extension["weights"],
     }
     wanted = {"rope_type": "yarn", "factor": 4.0, "original_max_segments": 12, "beta_fast": 16.0}
     assert wanted.items() <= dict(loaded.config.rope_parameters or {}).items()
@@ -181,11 +199,18 @@ def test_what_was_done_is_recorded_and_kept_with_the_weights(tmp_path) -> None:
     ("config", "method", "options", "reason"),
     [
         (rope, "yarnn", {}, "Unknown method 'yarnn'. Choose one of: dynamic, linear"),
-        (rope, "yarn", {"factor": 1.0}, "above 1; got 1.0"),
-        (rope, "yarn", {"factor": math.nan}, "above 1; got nan"),
-        (rope, "yarn", {"factor": True}, "above 1; got True"),
+        (bipe, "yarn", {"parameters": {"factor": 8.0}}, "Unknown parameter 'factor' of yarn"),
+        (bipe, "linear", {"parameters": {"beta_fast": 8.0}}, "of linear. Its parameters: none"),
+        (bipe, "yarn", {"parameters": {"beta_fast": "x"}}, "beta_fast must be a finite number.*'x'"),
+        (bipe, "longrope", {"parameters": {"long_factor": [1, 2]}}, "a number for each of 8 pairs"),
+        (bipe, "longrope", {"parameters": {"long_factor": [0] * 8}}, "Each of long_factor must be"),
+        (bipe, "longrope", {"original": 1}, "trained length in segments must be.*at least 2.*got 1"),
+        (bipe, "yarn", {"original": 10**30}, "trained length in segments must be"),
+        (rope, "yarn", {"factor": 1.0}, "at least 1.01.*got 1.0"),
+        (rope, "yarn", {"factor": math.nan}, "at least 1.01.*got nan"),
+        (rope, "yarn", {"factor": True}, "at least 1.01.*got True"),
         (lambda: bipe(original_max_segments=None), "yarn", {}, "trained length in segments is not recorded"),
-        (bipe, "yarn", {"original": 0}, "trained length in segments.*got 0"),
+        (bipe, "yarn", {"original": 0}, "trained length in segments must be.*got 0"),
         (bipe, "yarn", {"parameters": {"beta": 3}}, "Unknown parameter 'beta'.*beta_fast"),
         (lambda: bipe("bipe-t5"), "linear", {}, "'t5' has no context extension; rope and alibi have"),
         (lambda: bipe("hirope"), "linear", {}, "'hirope' has no context extension"),
@@ -220,5 +245,5 @@ def test_a_remap_is_its_encoding_with_half_the_trained_length_as_window(config: 
     with torch.no_grad():
         torch.testing.assert_close(models[1](near).logits, models[0](near).logits, rtol=1e-4, atol=1e-4)
     assert extension_of(config(), method, 4.0, parameters={"window": 3}).config.inter["window"] == 3
-    with pytest.raises(ValueError, match="Unknown option 'beta_fast'"):
+    with pytest.raises(ValueError, match="Unknown parameter 'beta_fast'"):
         extension_of(config(), method, 4.0, parameters={"beta_fast": 3})

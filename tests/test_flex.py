@@ -19,7 +19,8 @@ ids = torch.randint(12, (2, 150), generator=draw)
 padding = torch.ones_like(ids)
 padding[0, :20] = 0
 documents = (torch.arange(150) > 90).long().expand(2, -1)
-batches = {"bipe-alibi": {"attention_mask": padding, "document_ids": documents}, "bipe-rope": {}}
+batches = {"bipe-alibi": {"attention_mask": padding, "document_ids": documents}, "bipe-rope": {}, "bipe-t5": {},
+    "bipe-fire": {}}
 for scheme, batch in batches.items():
     models = []
     for attention in ("flex", "eager"):
@@ -42,7 +43,7 @@ def test_flex_matches_eager() -> None:
         pytest.skip(f"FlexAttention does not run here: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 4
     for line in lines:
         assert float(line.split()[-1]) < 1e-4, line
 

@@ -569,3 +569,11 @@ def test_lengths_share_graphs_and_one_exported_program(make_model: ModelMaker, s
         ids = torch.randint(12, (2, tokens))
         exported = program.module()(input_ids=ids, use_cache=False).logits
         torch.testing.assert_close(exported, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_of_another_kind_or_shape_are_refused(make_model: ModelMaker) -> None:
+    model, ids = make_model("bipe-rope"), ids_of(2, 9)
+    positions = model.positions(ids)
+    for wrong in (tuple(positions), positions._replace(segment=positions.segment[:, :5])):
+        with pytest.raises(ValueError, match="positions"):
+            model(ids, positions=cast("Any", wrong))

@@ -21,13 +21,16 @@ def convert(
     ] = None,
     rule: Annotated[
         str | None,
-        typer.Option(help="With --scheme, which tokens end a segment: paper (the default), sentence, line."),
+        typer.Option(
+            help="With --scheme, what ends a segment: paper (the default), sentence, line, paragraph, ..."
+        ),
     ] = None,
     max_offset: Annotated[
         int | None, typer.Option(min=1, help="With --scheme, rows of a new table of offsets. Default: 1024.")
     ] = None,
     tokens_per_segment: Annotated[
-        float | None, typer.Option(help="With --scheme bipe-alibi-auto, the mean of the text it is for.")
+        float | None,
+        typer.Option(help="With a scheme whose slopes go by it, the mean of the text it is for."),
     ] = None,
     standalone: Annotated[
         bool,

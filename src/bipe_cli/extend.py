@@ -42,8 +42,6 @@ def extend(
     """
     import json
 
-    import yaml
-
     from bipe.models.checkpoint import quiet_transformers
     from bipe.training import extend as extend_model
     from bipe.training import parse_overrides
@@ -61,7 +59,7 @@ def extend(
             method,
             factor,
             original=original,
-            parameters=None if parameters is None else _mapping(yaml.safe_load(parameters)),
+            parameters=None if parameters is None else _mapping(parameters),
             settings=settings,
             overrides=overrides,
         )
@@ -76,7 +74,13 @@ def extend(
     typer.echo(f"{out}{after}")
 
 
-def _mapping(parsed: Any) -> dict[str, Any]:
+def _mapping(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        parsed = yaml.safe_load(text)
+    except yaml.YAMLError:
+        parsed = text
     if not isinstance(parsed, dict):
         raise ValueError(f"--parameters takes names and values, such as '{{beta_fast: 16}}'; got {parsed!r}.")
     return parsed

@@ -334,11 +334,12 @@ def test_extend_trains_on_longer_text_and_goes_on_where_it_stopped(finished, tex
     ("options", "reason"),
     [
         (["--method", "yarnn", "--factor", "4"], "Unknown method 'yarnn'"),
-        (["--method", "yarn", "--factor", "0.5"], "above 1"),
+        (["--method", "yarn", "--factor", "0.5"], "at least 1.01"),
         (["--method", "yarn", "--factor", "4", "--steps", "3"], "both --data and --steps"),
         (["--method", "yarn", "--factor", "4", "--batch-size", "3"], "--batch_size is a setting of training"),
         (["--method", "yarn", "--factor", "4", "--parameters", "3"], "--parameters takes names and values"),
         (["--method", "yarn", "--factor", "4", "--parameters", "{a: 3}"], "Unknown parameter 'a'"),
+        (["--method", "yarn", "--factor", "4", "--parameters", "["], "--parameters takes names and values"),
         (["--method", "yarn", "--factor", "4", "--data", "nowhere", "--steps", "3"], "nowhere"),
     ],
 )
@@ -347,3 +348,30 @@ def test_extend_says_what_is_wrong_and_leaves_nothing(finished, tmp_path, capsys
     assert run(app, [str(part) for part in arguments]) == 2
     assert reason in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_extend_refuses_a_folder_of_another_extension(finished, texts, tmp_path, capsys):
+    model, out = finished[0] / "runs/rope-0", tmp_path / "long"
+
+    def extend(*changes, base=model):
+        training = ["--data", texts / "train", "--steps", "2", "--batch-size", "2", "--train-length", "32"]
+        return run(
+            app, [str(part) for part in ["extend", "--model", base, "--out", out, *training, *changes]]
+        )
+
+    assert extend("--method", "linear", "--factor", "2") == 0
+    for changes, difference in [
+        (["--method", "yarn", "--factor", "2"], "method is 'linear' there and 'yarn' here"),
+        (["--method", "linear", "--factor", "4"], "factor is 2.0 there and 4.0 here"),
+    ]:
+        assert extend(*changes) == 2
+        assert difference in capsys.readouterr().err
+    assert extend("--method", "linear", "--factor", "2", base=finished[0] / "runs/bipe-rope-0") == 2
+    assert "another extension" in capsys.readouterr().err
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    arguments = ["--model", model, "--method", "linear", "--factor", "2", "--out", foreign]
+    training = ["--data", texts / "train", "--steps", "2"]
+    assert run(app, [str(part) for part in ["extend", *arguments, *training]]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "long", "long.start"]

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,15 @@ def test_a_finished_comparison_is_not_trained_again_and_more_may_follow(
     assert described["schemes"] == [*SCHEMES, "t5"]
     assert described["seeds"] == [0, 1]
     assert {row["scheme"] for row in read_records(out / "scores.jsonl")} == {*SCHEMES, "t5"}
+    marker = (out / "comparison.json").read_bytes()
+    monkeypatch.setattr(sys.modules["bipe.comparison.compare"], "segmenter_of", refuse)
+    with pytest.raises(ValueError, match="no newline"):
+        compare(settings(texts, schemes=["fire"]), out, say=lambda line: None)
+    assert (out / "comparison.json").read_bytes() == marker
+
+
+def refuse(tokenizer, rule):
+    raise ValueError("no newline")
 
 
 @few_windows
@@ -201,7 +211,7 @@ def test_lengths_beyond_the_test_text_are_refused_before_training(texts, tmp_pat
     [
         ({"schemes": ["rop"]}, "Unknown scheme 'rop'. Choose one of: alibi, "),
         ({"schemes": ["rope", "rope"]}, "once; got rope, rope"),
-        ({"rule": "chapter"}, "Unknown rule 'chapter'. Choose one of: line, paper"),
+        ({"rule": "chapter"}, "Unknown rule 'chapter'. Choose one of: block, file, line, paper"),
         ({"evaluation": {"protocols": ["blocs"]}}, "Unknown protocol 'blocs'. Choose one of: blocks, same"),
     ],
 )

@@ -564,3 +564,30 @@ def test_positions_of_too_few_levels_are_refused(name: str) -> None:
 def test_wrong_options_of_levels_are_named(inter: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config_of(inter=inter, segmenter=LEVELS)
+
+
+@pytest.mark.parametrize("rows_agree", [True, False])
+@pytest.mark.parametrize(
+    "name", [name for name in biased_encodings() if not INTER_ENCODINGS[name].reads_content]
+)
+def test_a_score_is_a_number_of_the_block(name: str, rows_agree: bool) -> None:
+    key = growing_segments()
+    key = key._replace(offset=key.token % 4)
+    if rows_agree:
+        key = BilevelPositions(*(field[:1].expand(2, -1) for field in key))
+    bias = inter_of({"type": name})(key.last(12), key, torch.float32).bias
+    assert bias is not None
+    block = bias.block(slice(0, 12), slice(0, 20)).expand(2, HEADS, 12, 20)
+
+    def score(*indices: Tensor) -> Tensor:
+        return bias.score(torch.tensor(0.5), *indices)
+
+    every = torch.vmap(
+        torch.vmap(
+            torch.vmap(torch.vmap(score, (None, None, None, 0)), (None, None, 0, None)), (None, 0, None, None)
+        ),
+        (0, None, None, None),
+    )
+    found = every(torch.arange(2), torch.arange(HEADS), torch.arange(12), torch.arange(20))
+    seen = torch.arange(20) <= torch.arange(8, 20)[:, None]
+    torch.testing.assert_close(found[:, :, seen], block[:, :, seen] + 0.5)

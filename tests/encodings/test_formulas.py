@@ -169,8 +169,8 @@ def alibi2(text: Text, head: int, i: int, j: int) -> float:
         inside = math.exp(text.parameter("log_inside")[head])
     query, key = text.place(i), text.place(j)
     within = query.offset - key.offset if query.segment == key.segment else query.offset
-    fall = between * (query.segment - key.segment) + inside * within
-    return text.dot(head, i, j) - fall / inter.get("factor", 1.0)
+    segments = (query.segment - key.segment) / inter.get("factor", 1.0)
+    return text.dot(head, i, j) - between * segments - inside * within
 
 
 def xpos(text: Text, head: int, i: int, j: int) -> float:

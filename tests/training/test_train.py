@@ -303,6 +303,16 @@ def test_the_longest_offset_of_the_blocks_seen_is_recorded(fit, make_config, blo
     assert config.max_trained_offset is None
 
 
+def test_the_segments_of_ninety_nine_blocks_in_a_hundred_are_recorded(fit, make_config, blocks):
+    trained = fit("run", config=make_config("bipe-rope"), steps=60, warmup_steps=0, batch_size=2)
+    seen = SeededOrder(len(blocks), 120, seed=7).drawn()
+    segments = sorted(
+        int(trained.model.positions(**without_labels(blocks[index])).segment.max()) + 1 for index in seen
+    )
+    assert len(segments) == 112
+    assert trained.model.config.original_max_segments == segments[110]  # the 111th of 112
+
+
 def without_labels(block):
     return {name: tensor[None] for name, tensor in block.items() if name != "labels"}
 

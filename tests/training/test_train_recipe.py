@@ -65,6 +65,10 @@ def test_the_automatic_scale_is_the_mean_segment_of_the_text_trained_on(make_rec
     ]
     expected = mean_tokens_per_segment(documents, TokenSet.from_tokenizer(tokenizer, rule="paper"), cap=32)
     assert model.config.inter == {"type": "alibi", "scale": expected}
+    inter = {"inter": {"type": "alibi2", "scale": "auto"}}
+    other = make_recipe("bipe-rope", model=recipe.model.model_copy(update=inter).model_dump())
+    model = train_recipe(other, tmp_path / "other", on_progress=ignore).model
+    assert model.config.inter == {"type": "alibi2", "scale": expected}
 
 
 def test_the_dictionaries_of_a_recipe_replace_the_schemes(make_recipe, tmp_path):

@@ -7,6 +7,8 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from bipe.evaluation.base import Run
 from bipe.evaluation.length_curve import Curve, load_curves, paired_differences, scores
 from bipe.models import SCHEMES
@@ -75,6 +77,8 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
         raise
     with workers(processes) as run_all:
         rates = _pick_rates(settings, out, run_all, say)
+        # Only now are added schemes known to work; before, they would stand in the way of those there.
+        write_whole(out / MARKER, settings.model_dump_json(indent=1))
         _describe(settings, corpus, rates, out)
         jobs = [replace(job, learning_rate=rates[job.scheme]) for job in jobs]
         for number, (job, parameters) in enumerate(run_all(jobs), start=1):
@@ -101,32 +105,42 @@ def _claim(settings: Comparison, out: Path) -> None:
     Schemes and seeds may be added to a comparison; all else decides what comes out.
     """
     here = settings.model_dump(mode="json")
-    marker = out / MARKER
-    if marker.exists():
-        there = read_json(marker)
+    if there := _settings_there(out):
         grown = {name: here[name] for name in ADDABLE}
-        if difference := first_difference(there | grown, here):
+        if difference := first_difference(there.model_dump(mode="json") | grown, here):
             raise ValueError(
                 f"{out} holds another comparison: {difference}. Choose another folder with --out."
             )
-        write_whole(marker, json.dumps(here, indent=1))
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
             f"{out} exists and is no folder of a comparison. Choose an empty or a new one with --out."
         )
     out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(here, indent=1), encoding="utf-8")
+    write_whole(out / MARKER, json.dumps(here, indent=1))
+
+
+def _settings_there(out: Path) -> Comparison | None:
+    """The settings of the comparison in this folder, None where there is none."""
+    path = out / MARKER
+    if not path.exists():
+        return None
+    try:
+        return Comparison.model_validate(read_json(path))
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ValueError(
+            f"{path} is not the record of a comparison ({place}). Delete the folder or choose another."
+        ) from None
 
 
 def _with_those_there(settings: Comparison, out: Path) -> Comparison:
     """The settings with the schemes and seeds that a comparison in this folder has already."""
-    if not (out / MARKER).exists():
+    there = _settings_there(out)
+    if there is None:
         return settings
-    there = read_json(out / MARKER)
-    schemes = [name for name in there.get("schemes", []) if name not in settings.schemes]
-    seeds = max(settings.seeds, int(there.get("seeds", 1)))
-    return settings.model_copy(update={"schemes": [*schemes, *settings.schemes], "seeds": seeds})
+    schemes = list(dict.fromkeys([*there.schemes, *settings.schemes]))
+    return settings.model_copy(update={"schemes": schemes, "seeds": max(there.seeds, settings.seeds)})
 
 
 def _release(out: Path) -> None:
@@ -229,9 +243,7 @@ def _record_differences(settings: Comparison, out: Path) -> None:
 
     Where that would be more than `MOST_PAIRS`, only with those whose encoding between segments is its own.
     """
-    on_segments = [
-        scheme for scheme in settings.schemes if SCHEMES[scheme].segmenter in ("token_set", "levels")
-    ]
+    on_segments = [scheme for scheme in settings.schemes if SCHEMES[scheme].counts_segments]
     pairs = [(one, two) for one in settings.schemes if one not in on_segments for two in on_segments]
     if len(pairs) > MOST_PAIRS:
         kind = {scheme: SCHEMES[scheme].inter["type"] for scheme in settings.schemes}

@@ -23,7 +23,7 @@ def stretch_indices(index: Tensor, seed: Tensor, stretch: Tensor) -> Tensor:
     Returns:
         `(B, T)` int64, 0 where the index is 0 and strictly ascending in it.
     """
-    last = index.shape[1] if torch.compiler.is_compiling() else int(index.max()) if index.numel() else 0
+    last = int(index.max()) if index.numel() else 0
     place = torch.arange(1, last + 1, device=index.device)
     share = _uniform(seed[:, None] + _FACTORS[0] * place)
     # The logarithm of the share of gaps that go on; of none where the mean is 1.

@@ -24,6 +24,7 @@ from bipe.segmentation import (
     build_segmenter,
     check_rule,
     segmenter_of,
+    with_outer_level,
 )
 
 from .schemes import SCHEMES
@@ -78,16 +79,15 @@ class BipeConfig(LlamaConfig):
     model_type = "bipe"
 
     segmenter: dict | None = None
-    """What ends a segment: `{"type": "token_set", "end_token_ids": [...]}`, `every_token` (the default),
-    `never`,
-    `{"type": "fixed_length", "n": 32}`."""
+    """What ends a segment, a key of `SEGMENTERS` with its options: `{"type": "token_set", "end_token_ids":
+    [...]}`, `every_token` (the default), `never`, `{"type": "fixed_length", "n": 32}`, `newline_run`,
+    `levels`."""
     intra: dict | None = None
-    """Encoding inside segments, added to the embedding: `{"type": "learned", "max_offset": 1024}`,
-    `sinusoidal`,
-    `zero` (the default)."""
+    """Encoding inside segments, added to the embedding, a key of `INTRA_ENCODINGS` with its options:
+    `{"type": "learned", "max_offset": 1024}`, `randomized`, `sinusoidal`, `zero` (the default)."""
     inter: dict | None = None
-    """Encoding between segments, inside attention: `rope` (the default, its theta and scaling kept in
-    `rope_parameters`), `{"type": "alibi", "scale": 96.0}`, `zero`."""
+    """Encoding between segments, inside attention, a key of `INTER_ENCODINGS` with its options: `rope` (the
+    default, its theta and scaling kept in `rope_parameters`), `{"type": "alibi", "scale": 96.0}`, ..."""
     max_trained_offset: int | None = None
     """The longest offset that training has seen; longer ones are encoded as this one. None for no limit."""
     original_max_segments: int | None = None
@@ -216,7 +216,7 @@ class BipeConfig(LlamaConfig):
         if fields.get("segmenter") is None:
             fields["segmenter"] = _segmenter_spec(chosen.segmenter, tokenizer, rule, end_token_ids)
         fields.setdefault("intra", dict(chosen.intra))
-        fields.setdefault("inter", _measured(chosen.inter, tokens_per_segment))
+        fields["inter"] = _measured(fields.get("inter") or chosen.inter, tokens_per_segment)
         if max_offset is not None and fields["intra"].get("type") in ("learned", "randomized"):
             fields["intra"] = {"max_offset": max_offset, **fields["intra"]}
         return cls(scheme=scheme, **fields)
@@ -243,8 +243,7 @@ def _segmenter_spec(
         raise ValueError(
             "This scheme cuts text at separators: give a tokenizer (and a rule), or end_token_ids."
         )
-    several = kind == "levels" and len(check_rule(rule)) == 1
-    return dict(segmenter_of(tokenizer, f"{rule}/paragraph" if several else rule).to_spec())
+    return dict(segmenter_of(tokenizer, with_outer_level(rule) if kind == "levels" else rule).to_spec())
 
 
 def _largest_id(segmenter: Segmenter) -> int:

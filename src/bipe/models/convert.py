@@ -306,13 +306,21 @@ def _retrofitted(
     end_token_ids: Iterable[int] | None,
     **given: Any,
 ) -> Source:
-    """The same weights under another scheme, whose new parameters are zero."""
+    """The same weights under another scheme; new offset vectors are zero, and an encoding starts anew."""
     tokenizer = None
-    if end_token_ids is None and SCHEMES[scheme].segmenter in ("token_set", "levels"):
+    if end_token_ids is None and SCHEMES[scheme].counts_segments:
         tokenizer = _tokenizer_of(source)
+    if found.config.extension is not None:
+        raise ValueError(
+            f"{source} has an extended context, which a retrofit would lose: retrofit the model that it was "
+            "made of, and extend the result."
+        )
     theta = (found.config.rope_parameters or {}).get("rope_theta")
-    kept = ("segmenter", "intra", "inter", "scheme", "rope_parameters", "max_trained_offset", "model_type")
-    fields = {name: value for name, value in found.config.to_dict().items() if name not in kept}
+    changed = ("segmenter", "intra", "inter", "scheme", "rope_parameters", "model_type")
+    measured = ("max_trained_offset", "original_max_segments")
+    fields = {
+        name: value for name, value in found.config.to_dict().items() if name not in (*changed, *measured)
+    }
     config = BipeConfig.from_scheme(
         scheme,
         tokenizer,

@@ -1,23 +1,22 @@
 """Context extension: a trained model's relative index made to fit longer texts, counted in its own unit."""
 
-import copy
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_rope_utils import RopeParameters
 
 from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.inter.alibi import Alibi
 from bipe.encodings.inter.rope import Rope, counts_tokens
-from bipe.registry import choose, split_spec
+from bipe.registry import check_number, choose, split_spec
 
 from .configuration import BipeConfig
-from .convert import Source, check_free, read_source, write_checkpoint
+from .convert import check_free, read_source, write_checkpoint
 from .modeling import BipeForCausalLM
 
 NEARLY_ALL = 0.75
@@ -64,7 +63,7 @@ class Extension:
     def count(self) -> tuple[int, int, int]:
         """Number of channel pairs that are kept, in between, and interpolated by the whole factor."""
         kept = sum(math.isclose(pair.slowed, 1, rel_tol=1e-4) for pair in self.pairs)
-        full = sum(pair.slowed >= self.factor * (1 - 1e-4) for pair in self.pairs)
+        full = sum(math.isclose(pair.slowed, self.factor, rel_tol=1e-4) for pair in self.pairs)
         return kept, len(self.pairs) - kept - full, full
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,6 +145,15 @@ METHODS: dict[str, Callable[[BipeConfig, float], dict[str, Any]]] = {
 """What each method writes into `rope_parameters`; transformers' own functions compute with it."""
 
 
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "llama3": ("high_freq_factor", "low_freq_factor"),
+    "longrope": ("attention_factor", "long_factor", "short_factor"),
+    "rerope": ("window",),
+    "selfextend": ("group", "window"),
+    "yarn": ("attention_factor", "beta_fast", "beta_slow"),
+}
+"""What a method can be told beside the factor; of a rope type in transformers' names."""
+
 REMAPS = ("rerope", "selfextend")
 """Methods that leave the frequencies and map far distances into the trained range: encodings themselves."""
 
@@ -156,7 +164,7 @@ def extension_of(
     factor: float,
     *,
     original: int | None = None,
-    parameters: dict[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Extension:
     """Extend a config.
 
@@ -168,127 +176,117 @@ def extension_of(
     Args:
         config: of a trained model that has no extension yet.
         method: a key of `METHODS`, or one of `REMAPS`; for ALiBi `linear`, which divides its slopes.
-        factor: how many times longer texts are to become, above 1.
+        factor: how many times longer texts are to become, from 1.01 on.
         original: the trained length in the unit of the index; by default what training has recorded,
             `original_max_segments`, or on tokens `max_position_embeddings`.
-        parameters: further ones of the rope type, such as `beta_fast`, or `long_factor` of `longrope`;
-            `window` and `group` of a remap, by default half the trained length and the factor rounded up.
+        parameters: those of `PARAMETERS`; a remap's window is by default half the trained length, its group
+            the factor rounded up.
 
     Raises:
         ValueError: an unknown method, a factor that does not extend, a length that nobody recorded, an
             encoding without such a method, or a model that is extended already.
     """
     choose("method", {**METHODS, **dict.fromkeys(REMAPS)}, method)
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 < factor < math.inf:
-        raise ValueError(
-            f"The factor says how many times longer texts are to become, above 1; got {factor!r}."
-        )
+    check_number("The factor, how many times longer texts are to become,", factor, 1.01, 2**20)
     inter, options = split_spec("inter encoding", INTER_ENCODINGS, config.inter)
     if config.extension is not None:
-        raise ValueError(
-            f"This model is extended already ({config.extension.get('method')} by "
-            f"{config.extension.get('factor')}): extend the one that it was made of."
-        )
+        done = f"{config.extension.get('method')} by {config.extension.get('factor')}"
+        raise ValueError(f"This model is extended already ({done}): extend the one that it was made of.")
     unit = "tokens" if counts_tokens(config, options) else "segments"
     recorded = config.max_position_embeddings if unit == "tokens" else config.original_max_segments
     original = recorded if original is None else original
-    if type(original) is not int or original < 1:
+    if original is None:
         raise ValueError(
-            f"The trained length in {unit} is not recorded in this model's config: give a whole number, the "
-            f"99th percentile over its training blocks; got {original!r}."
+            f"The trained length in {unit} is not recorded in this model's config: give it, the 99th "
+            "percentile over its training blocks."
         )
-    if inter is Rope and method in REMAPS:
-        return _remapped(config, method, factor, unit, original, parameters)
+    check_number(f"The trained length in {unit}", original, 2, 2**40, whole=True)
+    wanted = _Wanted(config, method, factor, unit, original, dict(parameters or {}))
     if issubclass(inter, Alibi):
-        return _of_alibi(config, method, factor, unit, original, parameters)
+        return wanted.of_alibi()
     if inter is not Rope:
         raise ValueError(
             f"The inter encoding {(config.inter or {})['type']!r} has no context extension; rope and alibi "
             "have."
         )
-    return _of_rope(config, method, factor, unit, original, parameters)
+    wanted.check_parameters()
+    return wanted.remapped() if method in REMAPS else wanted.of_rope()
 
 
-def _remapped(
-    config: BipeConfig,
-    method: str,
-    factor: float,
-    unit: str,
-    original: int,
-    parameters: dict[str, Any] | None,
-) -> Extension:
-    group = {"group": math.ceil(factor)} if method == "selfextend" else {}
-    spec = {"type": method, "window": max(1, original // 2), **group, **(parameters or {})}
-    kept = {name: value for name, value in (config.inter or {}).items() if name == "index"}
-    extended = _changed(config, method, factor, unit, original, inter={**kept, **spec})
-    return Extension(extended, method, factor, unit, original, ())
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be extended, and how."""
 
+    config: BipeConfig
+    method: str
+    factor: float
+    unit: str
+    original: int
+    parameters: dict[str, Any]
 
-def _of_alibi(
-    config: BipeConfig,
-    method: str,
-    factor: float,
-    unit: str,
-    original: int,
-    parameters: dict[str, Any] | None,
-) -> Extension:
-    if method != "linear" or parameters:
-        raise ValueError(f"ALiBi is extended by dividing its slopes, method 'linear' alone; got {method!r}.")
-    extended = _changed(
-        config, method, factor, unit, original, inter={**(config.inter or {}), "factor": factor}
-    )
-    return Extension(extended, method, factor, unit, original, ())
+    def check_parameters(self) -> None:
+        known = PARAMETERS.get(self.method, ())
+        for name, value in self.parameters.items():
+            if name not in known:
+                choices = ", ".join(known) or "none"
+                raise ValueError(f"Unknown parameter {name!r} of {self.method}. Its parameters: {choices}.")
+            if name not in ("long_factor", "short_factor"):
+                check_number(name, value, 0, above=True)
+                continue
+            pairs = (self.config.head_dim or 0) // 2
+            if not isinstance(value, list) or len(value) != pairs:
+                raise ValueError(f"{name} is a list with a number for each of {pairs} pairs; got {value!r}.")
+            for number in value:
+                check_number(f"Each of {name}", number, 0, above=True)
 
+    def of_alibi(self) -> Extension:
+        if self.method != "linear" or self.parameters:
+            raise ValueError(
+                f"ALiBi is extended by dividing its slopes, method 'linear' alone; got {self.method!r}."
+            )
+        return self._done(self._changed(inter={**(self.config.inter or {}), "factor": self.factor}))
 
-def _of_rope(
-    config: BipeConfig,
-    method: str,
-    factor: float,
-    unit: str,
-    original: int,
-    parameters: dict[str, Any] | None,
-) -> Extension:
-    there = dict(config.rope_parameters or {})
-    if there.get("rope_type", "default") != "default":
-        raise ValueError(
-            f"This model's rotation is scaled already, rope_type {there['rope_type']!r}: extend one that is "
-            "not."
+    def remapped(self) -> Extension:
+        group = {"group": math.ceil(self.factor)} if self.method == "selfextend" else {}
+        spec = {"type": self.method, "window": max(1, self.original // 2), **group, **self.parameters}
+        kept = {name: value for name, value in (self.config.inter or {}).items() if name == "index"}
+        return self._done(self._changed(inter={**kept, **spec}))
+
+    def of_rope(self) -> Extension:
+        there = dict(self.config.rope_parameters or {})
+        if there.get("rope_type", "default") != "default":
+            raise ValueError(
+                f"This model's rotation is scaled already, rope_type {there['rope_type']!r}: extend one that "
+                "is not."
+            )
+        changed = {**there, **METHODS[self.method](self.config, self.factor), **self.parameters}
+        longer: dict[str, Any] = {}
+        if changed["rope_type"] not in ("default", "linear"):
+            name = "original_max_segments" if self.unit == "segments" else "original_max_position_embeddings"
+            changed[name] = self.original
+        if changed["rope_type"] == "dynamic" and self.unit == "tokens":
+            # transformers takes max_position_embeddings for the trained length there.
+            changed.pop("original_max_position_embeddings")
+            longer = {"max_position_embeddings": self.original}
+        extended = self._changed(rope_parameters=changed, **longer)
+        before = _frequencies(self.config, self.original)
+        after = _frequencies(extended, round(self.factor * self.original))
+        return self._done(
+            extended,
+            *(
+                Pair(index, 2 * math.pi / old, self.original * old / (2 * math.pi), old / new)
+                for index, (old, new) in enumerate(zip(before, after, strict=True))
+            ),
         )
-    for name in parameters or ():
-        choose("parameter", RopeParameters.__annotations__, name)
-    changed = {**there, **METHODS[method](config, factor), **(parameters or {})}
-    if changed["rope_type"] not in ("default", "linear"):
-        name = "original_max_segments" if unit == "segments" else "original_max_position_embeddings"
-        changed[name] = original
-    if unit == "tokens" and changed["rope_type"] == "dynamic":
-        changed.pop("original_max_position_embeddings")  # transformers reads max_position_embeddings instead
-        extended = _changed(
-            config, method, factor, unit, original, rope_parameters=changed, max_position=original
-        )
-    else:
-        extended = _changed(config, method, factor, unit, original, rope_parameters=changed)
-    pairs = [
-        Pair(index, 2 * math.pi / before, original * before / (2 * math.pi), before / after)
-        for index, (before, after) in enumerate(
-            zip(_frequencies(config, original), _frequencies(extended, round(factor * original)), strict=True)
-        )
-    ]
-    return Extension(extended, method, factor, unit, original, tuple(pairs))
 
+    def _changed(self, **fields: Any) -> BipeConfig:
+        names = ("method", "factor", "unit", "original", "parameters")
+        record = {name: value for name in names if (value := getattr(self, name)) != {}}
+        longer = {"max_position_embeddings": round(self.config.max_position_embeddings * self.factor)}
+        return BipeConfig(**{**self.config.to_dict(), **longer, **fields, "extension": record})
 
-def _changed(
-    config: BipeConfig,
-    method: str,
-    factor: float,
-    unit: str,
-    original: int,
-    max_position: int | None = None,
-    **fields: Any,
-) -> BipeConfig:
-    record = {"method": method, "factor": factor, "unit": unit, "original": original}
-    longer = max_position or round(config.max_position_embeddings * factor)
-    everything = {**config.to_dict(), **fields, "max_position_embeddings": longer, "extension": record}
-    return BipeConfig(**everything)
+    def _done(self, extended: BipeConfig, *pairs: Pair) -> Extension:
+        return Extension(extended, self.method, self.factor, self.unit, self.original, pairs)
 
 
 def _frequencies(config: BipeConfig, length: int) -> Sequence[float]:
@@ -296,8 +294,7 @@ def _frequencies(config: BipeConfig, length: int) -> Sequence[float]:
     inter, options = split_spec("inter encoding", INTER_ENCODINGS, config.inter)
     made = inter(config, **options)
     assert isinstance(made, Rope)
-    index = torch.tensor([[0, length - 1]])
-    made.tables(index, torch.float32)  # some rope types look at the longest index first
+    made.tables(torch.tensor([[0, length - 1]]), torch.float32)  # some rope types look at the longest index
     found: Tensor = made.rotary.inv_freq
     return [float(frequency) for frequency in found.double()]
 
@@ -309,7 +306,7 @@ def extend_checkpoint(
     factor: float,
     *,
     original: int | None = None,
-    parameters: dict[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Extension:
     """Write a checkpoint with the same weights and a longer context; its config records what was done.
 
@@ -326,13 +323,32 @@ def extend_checkpoint(
     """
     source, target = Path(source), Path(target).resolve()
     check_free(source, target)
-    found: Source = read_source(source)
-    extension = extension_of(
-        copy.deepcopy(found.config), method, factor, original=original, parameters=parameters
-    )
-    assert extension.config.extension is not None
-    extension.config.extension["source"] = source.name
+    extension = read_extension(source, method, factor, original=original, parameters=parameters)
     with torch.device("meta"):
         model = BipeForCausalLM(extension.config)
-    write_checkpoint(model, found.weights, source, target)
+    write_checkpoint(model, read_source(source).weights, source, target)
+    return extension
+
+
+def read_extension(
+    source: Path,
+    method: str,
+    factor: float,
+    *,
+    original: int | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Extension:
+    """As `extension_of`, of a checkpoint; the record names the folder and a checksum of its weights.
+
+    Raises:
+        ValueError: as `extend_checkpoint`.
+    """
+    found = read_source(source)
+    extension = extension_of(found.config, method, factor, original=original, parameters=parameters)
+    digest = hashlib.sha256()
+    for name, weight in sorted(found.weights.items()):
+        digest.update(name.encode())
+        digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
+    assert extension.config.extension is not None
+    extension.config.extension |= {"source": source.resolve().name, "weights": digest.hexdigest()[:16]}
     return extension

@@ -198,7 +198,12 @@ class BipeModel(BipePreTrainedModel):
             if past or borders is not None:
                 document_ids = state.document_ids
         else:
-            check_shape("positions", positions.token, batch, (past + tokens,))
+            if not isinstance(positions, Positions):
+                raise ValueError(
+                    f"positions are BilevelPositions or MultilevelPositions; got {type(positions).__name__}."
+                )
+            for index in positions[:3]:
+                check_shape("positions", index, batch, (past + tokens,))
             if document_ids is None:
                 document_ids = positions.documents()
         visible = self._visible(tokens, attention_mask, document_ids, past_key_values, embeds.device)
@@ -409,6 +414,12 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `generate`, without a cache where the encoding allows none."""
+        if not self.model.inter.cacheable:
+            kwargs.setdefault("use_cache", False)
+        return cast("Any", super()).generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The inputs that transformers prepares, with positions where the cache does not remember them."""

@@ -1,4 +1,4 @@
-"""Every method of the paper as a setting of one model."""
+"""Every method of the paper, and those it is compared with, as a setting of one model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +21,11 @@ class Scheme:
     segmenter: str
     intra: Spec = field(default_factory=lambda: {"type": "zero"})
     inter: Spec = field(default_factory=lambda: {"type": "zero"})
+
+    @property
+    def counts_segments(self) -> bool:
+        """Whether what ends its segments is found in a tokenizer."""
+        return self.segmenter in ("levels", "token_set")
 
 
 _LEARNED = {"type": "learned"}

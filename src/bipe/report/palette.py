@@ -83,13 +83,15 @@ def scheme_styles(schemes: Iterable[str]) -> dict[str, Style]:
     >>> scheme_styles(["rope", "mine"])["rope"].marker
     '^'
 
-    Beyond twelve schemes, colours come round again with a shifted marker.
+    Colours come round again with another marker, so that a hundred schemes differ, and a scheme that comes
+    later changes no other's style.
     """
     names = list(dict.fromkeys(schemes))
     known = {name: _STYLES[name] for name in names if name in _STYLES}
     every = [*_SPARE, *_STYLES.values()]
-    free = [style for style in every if style not in known.values()]
-    free += [Style(style.role, every[n - 1].marker) for n, style in enumerate(every)]
+    free = [*_SPARE]
+    for shift in range(1, len(every)):
+        free += [Style(style.role, every[n - shift].marker) for n, style in enumerate(every)]
     others = [name for name in names if name not in known]
     taken = {name: free[n % len(free)] for n, name in enumerate(others)}
     return {name: (known | taken)[name] for name in names}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,7 @@ __all__ = [
     "check_rule",
     "levels_of",
     "segmenter_of",
+    "with_outer_level",
 ]
 
 SEGMENTERS: dict[str, type[Segmenter]] = {
@@ -51,6 +53,10 @@ RULE_SEGMENTERS: dict[str, Callable[[PreTrainedTokenizerBase], Segmenter]] = {
 }
 """What makes a segmenter of a tokenizer: those of `RULES`, a blank line (`paragraph` of prose, `block` of
 code), two of them (`section`), and the eos or another token between files (`file`)."""
+
+
+_RANKS = {"block": 1, "paragraph": 1, "section": 2, "file": 3}
+"""How long the segments of a rule are; those not named are the shortest."""
 
 
 def build_segmenter(spec: Mapping[str, Any]) -> Segmenter:
@@ -74,12 +80,36 @@ def check_rule(rule: str) -> list[str]:
     """The names in a rule such as `paper` or, of several levels, `sentence/paragraph`.
 
     Raises:
-        ValueError: a name is unknown; the message lists the choices.
+        ValueError: a name is unknown, the message lists the choices, or an outer level is no longer than an
+            inner one.
     """
     names = str(rule).split("/")
     for name in names:
         choose("rule", RULE_SEGMENTERS, name)
+    ranks = [_RANKS.get(name, 0) for name in names]
+    if any(inner >= outer for inner, outer in pairwise(ranks)):
+        raise ValueError(
+            f"The levels of {rule!r} must get longer, as in sentence/paragraph/section or line/block/file."
+        )
     return names
+
+
+def with_outer_level(rule: str) -> str:
+    """A rule of several levels: one of a single level gets the next longer one.
+
+    >>> with_outer_level("sentence"), with_outer_level("line/file")
+    ('sentence/paragraph', 'line/file')
+
+    Raises:
+        ValueError: as `check_rule`, or there is no longer level.
+    """
+    names = check_rule(rule)
+    longer = {0: "paragraph", 1: "section", 2: "file"}
+    if len(names) > 1:
+        return rule
+    if (rank := _RANKS.get(rule, 0)) not in longer:
+        raise ValueError(f"Nothing is longer than {rule!r}: name the levels, as in line/block/file.")
+    return f"{rule}/{longer[rank]}"
 
 
 def segmenter_of(tokenizer: PreTrainedTokenizerBase, rule: str = "paper") -> Segmenter:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from bipe.segmentation.base import Reading, Segmenter, levels_of, read_ends
 
+MOST_LEVELS = 8
+"""Whose memories fit into one number."""
+
 MEMORY = 16
 """More than the memory of any one segmenter here."""
 
@@ -23,17 +26,19 @@ class Levels:
     [[0, 1, 0, 2, 0]]
 
     Args:
-        segmenters: at least two of one level each.
+        segmenters: two to eight of one level each.
 
     Raises:
-        ValueError: there are fewer than two, or one has levels of its own.
+        ValueError: there are fewer or more, or one has levels of its own.
     """
 
     segmenters: tuple[Segmenter, ...]
 
     def __init__(self, segmenters: Sequence[Segmenter]) -> None:
-        if len(segmenters) < 2:
-            raise ValueError(f"Levels are at least two segmenters, the innermost first; got {segmenters!r}.")
+        if not 2 <= len(segmenters) <= MOST_LEVELS:
+            raise ValueError(
+                f"Levels are two to {MOST_LEVELS} segmenters, the innermost first; got {len(segmenters)}."
+            )
         if any(levels_of(level) > 1 for level in segmenters):
             raise ValueError("A level of levels must be a segmenter of one level.")
         object.__setattr__(self, "segmenters", tuple(segmenters))

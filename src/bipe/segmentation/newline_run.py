@@ -38,7 +38,9 @@ def newlines_of(text: bytes) -> TokenNewlines:
     >>> newlines_of(b".\n\n"), newlines_of(b" \n")
     (TokenNewlines(head=0, inner=0, tail=2, blank=0), TokenNewlines(head=1, inner=0, tail=1, blank=1))
     """
-    counts = [min(run.count(b"\n"), MOST) for run in re.split(rb"\S+", text)]
+    # A part of a character, U+FFFD, is printed too.
+    runs = re.split(r"\S+", text.decode("utf-8", errors="replace"))
+    counts = [min(run.count("\n"), MOST) for run in runs]
     if len(counts) == 1:
         return TokenNewlines(counts[0], 0, counts[0], 1)
     return TokenNewlines(counts[0], max(counts[1:-1], default=0), counts[-1], 0)
@@ -85,7 +87,7 @@ class NewlineRun:
         found = [
             (index, *newlines_of(text))
             for index, text in enumerate(token_texts(tokenizer))
-            if text is not None and (b"\n" in text or not text.strip())
+            if text is not None and (b"\n" in text or newlines_of(text).blank)
         ]
         if not any(any(newlines[:3]) for _, *newlines in found):
             raise ValueError(
@@ -147,8 +149,10 @@ class NewlineRun:
 def _checked_tokens(tokens: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """The tokens in ascending order of their ids."""
     checked = []
+    if not isinstance(tokens, list | tuple):
+        raise ValueError(f"newline_run has a list of tokens; got {tokens!r}.")
     for token in tokens:
-        numbers = tuple(token)
+        numbers = tuple(token) if isinstance(token, list | tuple) else ()
         if len(numbers) != 5 or not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError(
                 "A token of newline_run is given as [id, head, inner, tail, blank], whole numbers of at "

@@ -100,9 +100,9 @@ RULES: Mapping[str, Callable[[PreTrainedTokenizerBase], frozenset[int]]] = {
 
 def file_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the tokens that stand between the files of a repository, and the eos."""
-    names = {
-        index: token for token, index in tokenizer.get_vocab().items() if index in special_ids(tokenizer)
-    }
+    # Some tokenizers flag it as special, others add it as any other token.
+    apart = special_ids(tokenizer) | set(tokenizer.added_tokens_decoder)
+    names = {index: token for token, index in tokenizer.get_vocab().items() if index in apart}
     ids = {index for index, name in names.items() if _FILE_SEPARATOR.search(name)} | eos_ids(tokenizer)
     if not ids:
         raise ValueError("This vocabulary has neither an eos nor a separator of files, so no file ever ends.")

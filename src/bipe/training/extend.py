@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bipe.models.convert import read_source
-from bipe.models.extension import Extension, extend_checkpoint, extension_of
+from bipe.models.convert import read_config, read_source
+from bipe.models.extension import Extension, extend_checkpoint, read_extension
 
 from .history import Progress
 from .recipe import Recipe, read_settings
+from .run_folder import first_difference, refuse_foreign_files
 from .train import TrainedModel, train_recipe
 
 
@@ -47,21 +48,36 @@ def extend(
         RuntimeError: the loss stopped being finite.
         KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
-    out = Path(out)
+    source, out = Path(source), Path(out).resolve()
     if settings is None and not overrides:
         return extend_checkpoint(source, out, method, factor, original=original, parameters=parameters), None
     start = out.with_name(f"{out.name}.start")
-    config = read_source(Path(source)).config
-    extension = extension_of(config, method, factor, original=original, parameters=parameters)
-    length = round(factor * config.max_position_embeddings)
+    extension = read_extension(source, method, factor, original=original, parameters=parameters)
+    length = round(factor * read_source(source).config.max_position_embeddings)
     values = {"start": str(start), "data.train_length": length, **(settings or {})}
     recipe = read_settings(Recipe, None, overrides, values)
-    if not start.exists():
+    refuse_foreign_files(out)
+    for folder in (start, out):
+        _refuse_another(folder, extension)
+    made = not start.exists()
+    if made:
         extend_checkpoint(source, start, method, factor, original=original, parameters=parameters)
     try:
         trained = train_recipe(recipe, out, on_progress=on_progress)
     except ValueError:
-        if not out.exists():  # nothing was trained: the mended call makes its own
+        if made and not out.exists():  # nothing was trained: the mended call makes its own
             shutil.rmtree(start)
         raise
     return extension, trained
+
+
+def _refuse_another(folder: Path, extension: Extension) -> None:
+    """Refuse a folder of a model that was extended otherwise, or of another model."""
+    if not (folder / "config.json").is_file():
+        return
+    there, here = read_config(folder).get("extension") or {}, extension.config.extension or {}
+    if difference := first_difference(there, here):
+        raise ValueError(
+            f"{folder} holds another extension: {difference}. Choose another folder with --out, or delete "
+            "this one."
+        )

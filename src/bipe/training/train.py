@@ -229,7 +229,7 @@ def configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: Sequ
     given = {name: getattr(recipe.model, name) for name in ("segmenter", "intra", "inter")}
     fields = {**_sizes(recipe), **{name: spec for name, spec in given.items() if spec is not None}}
     tokens_per_segment = None
-    if SCHEMES[recipe.scheme].inter.get("scale") == "auto":
+    if (recipe.model.inter or SCHEMES[recipe.scheme].inter).get("scale") == "auto":
         spec = recipe.model.segmenter
         segmenter = build_segmenter(spec) if spec else segmenter_of(tokenizer, recipe.rule)
         tokens_per_segment = mean_tokens_per_segment(training, segmenter, cap=recipe.data.train_length)

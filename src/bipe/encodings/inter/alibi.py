@@ -50,6 +50,11 @@ class Slopes:
         """`(H,)` float32."""
         return self.fixed if self.logarithms is None else self.logarithms.float().exp() / self.factor
 
+    def reach(self, nats: float | Tensor) -> Tensor:
+        """As `DecayingBias.reach`, of a bias that falls by these alone."""
+        slopes = self.values().detach()
+        return torch.where(slopes > 0, torch.floor(nats / slopes), torch.inf)
+
 
 class AlibiBias(DistanceBias, DecayingBias):
     """`-slope * (query index - key index)`, from integer distances in float32.
@@ -84,8 +89,7 @@ class AlibiBias(DistanceBias, DecayingBias):
         return -numbers[0] * distance
 
     def reach(self, nats: float | Tensor) -> Tensor:
-        slopes = self.slopes.detach()
-        return torch.where(slopes > 0, torch.floor(nats / slopes), torch.inf)
+        return self._slopes.reach(nats)
 
 
 def validate_scale(options: dict[str, Any]) -> None:

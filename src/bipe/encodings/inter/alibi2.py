@@ -42,15 +42,15 @@ class TwoLevelBias(DecayingBias):
         return score - slope * segments.float() - inside * tokens.float()
 
     def reach(self, nats: float | Tensor) -> Tensor:
-        slopes = self.slopes.values().detach()
-        return torch.where(slopes > 0, torch.floor(nats / slopes), torch.inf)
+        return self.slopes.reach(nats)
 
 
 class Alibi2(Alibi):
     """ALiBi on segments with a second slope a head for tokens of the query's own segment (this project's).
 
     Options:
-        scale, learned, factor: as of `Alibi`; both slopes are learned, and divided by the factor.
+        scale, learned, factor: as of `Alibi`; both slopes are learned. The factor divides those of segments,
+            as offsets inside a segment do not grow with the text.
         inside_scale: factor of the slopes of tokens; 1 gives those of ALiBi.
     """
 
@@ -76,8 +76,7 @@ class Alibi2(Alibi):
 
     def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         device = query.segment.device
-        fixed = torch.tensor([start / self.factor for start in self.inside_starts], device=device)
-        inside = Slopes(fixed, self.log_inside, self.factor)
+        inside = Slopes(torch.tensor(self.inside_starts, device=device), self.log_inside)
         return Relation(bias=TwoLevelBias(self.slopes(device), inside, query, key))
 
     @torch.no_grad()

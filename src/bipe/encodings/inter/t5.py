@@ -24,7 +24,10 @@ class T5Bias(DistanceBias):
         return values.permute(0, 3, 1, 2).contiguous()
 
     def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        bucket = (self.distance(batch, query, key) >= self.bounds).sum()
+        distance = self.distance(batch, query, key)
+        bucket = torch.zeros_like(distance)
+        for index in range(len(self.bounds)):  # a score function is made of single numbers
+            bucket = bucket + (distance >= self.bounds[index])
         return score + self.table[bucket, head].float()
 
 
