@@ -73,7 +73,10 @@ def test_a_tokenizer_folder_and_a_page(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rule", "punkt"], "Unknown rule 'punkt'. Choose one of: line, paper, released, sentence."),
+        (
+            ["--rule", "punkt"],
+            "Unknown rule 'punkt'. Choose one of: block, file, line, paper, paragraph, released, section, sentence.",
+        ),
         (["--rule", "released"], "The rule 'released' is made for LLaMA's vocabulary"),
         (["--lengths", "16"], "give --statistics too"),
         (["--statistics", "--lengths", "16,x"], "--lengths takes whole numbers with commas between"),

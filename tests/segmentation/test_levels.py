@@ -8,7 +8,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from bipe.data.documents import Document
 from bipe.data.tokens import train_tokenizer
+from bipe.report.segments import segment_rows, segments_html, segments_text
 from bipe.segmentation import Levels, NewlineRun, TokenSet, build_segmenter, segmenter_of
 from bipe.segmentation.newline_run import newlines_of
 
@@ -135,3 +137,20 @@ def test_levels_have_no_levels_of_their_own() -> None:
     inner = {"type": "levels", "segmenters": [{"type": "every_token"}, {"type": "never"}]}
     with pytest.raises(ValueError, match="one level"):
         build_segmenter({"type": "levels", "segmenters": [inner, {"type": "never"}]})
+
+
+def test_every_level_is_shown() -> None:
+    tokenizer = TOKENIZERS["fused"]()
+    document = Document("a.txt", "One.\nTwo.\n\nThree.\nFour.")
+    rows = list(segment_rows([document], tokenizer, segmenter_of(tokenizer, "line/paragraph")))
+    shown = [(row.label, "".join(row.pieces)) for row in rows]
+    assert shown == [
+        ("0.0", "One.\n"),
+        ("0.1", "Two.\n"),
+        ("0.2", "\n"),
+        ("1.3", "Three.\n"),
+        ("1.4", "Four."),
+    ]
+    assert rows[3].to_dict()["outer"] == [1]
+    assert "(1.3, 0-5) Three." in segments_text(rows).plain
+    assert 'data-segment="1.4"' in segments_html(rows, title="a")

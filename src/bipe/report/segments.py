@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import torch
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -15,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from bipe.data.documents import Document
 from bipe.data.tokens import encode
-from bipe.positions import bilevel_positions
+from bipe.positions import MultilevelPositions, multilevel_positions
 from bipe.report.palette import theme_css
-from bipe.segmentation.base import Segmenter
+from bipe.segmentation.base import Segmenter, levels_of, read_ends
 from bipe.segmentation.statistics import SegmentStatistics
 from bipe.vocabulary import token_texts
 
@@ -37,7 +38,7 @@ _PAGE = """<!DOCTYPE html>
 </html>
 """
 _LEGEND = """<p class="note">The number before a segment is its index,
-the one under a token its offset in the segment.</p>
+behind those of longer segments that it is in, the one under a token its offset in the segment.</p>
 <input type="checkbox" id="offsets" checked><label for="offsets"> Show offsets</label>"""
 _CSS = """
 :root { color-scheme: light dark; }
@@ -73,13 +74,21 @@ class SegmentRow:
     """Index in the document of the segment's first token."""
     pieces: tuple[str, ...]
     """The text of each token; a character spread over several tokens stands at the last of them."""
+    outer: tuple[int, ...] = ()
+    """Index in the document of each longer segment that this one is in, the shortest first."""
+
+    @property
+    def label(self) -> str:
+        """The indices of all levels, the longest segment's first, such as `2.17`."""
+        return ".".join(map(str, (*reversed(self.outer), self.segment)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return document, segment, first token, the token after the last, their number and the text."""
+        """Return document, indices, first token, the token after the last, their number and the text."""
         tokens = len(self.pieces)
         return {
             "document": self.document,
             "segment": self.segment,
+            **({"outer": list(self.outer)} if self.outer else {}),
             "start": self.start,
             "end": self.start + tokens,
             "tokens": tokens,
@@ -105,10 +114,13 @@ def segment_rows(
         if not len(ids):
             continue
         pieces = _pieces(ids, tokenizer, texts)
-        positions = bilevel_positions(segmenter(ids[None]))
+        ends = read_ends(segmenter, ids[None], torch.arange(len(ids))[None]).ends
+        positions = multilevel_positions(ends, levels_of(segmenter))
+        outer = positions.outer[0] if isinstance(positions, MultilevelPositions) else None
         starts = (positions.offset[0] == 0).nonzero().flatten().tolist()
         for segment, (start, end) in enumerate(zip(starts, [*starts[1:], len(ids)], strict=True)):
-            yield SegmentRow(document.name, segment, start, tuple(pieces[start:end]))
+            longer = () if outer is None else tuple(outer[start].tolist())
+            yield SegmentRow(document.name, segment, start, tuple(pieces[start:end]), longer)
 
 
 def segments_text(rows: Iterable[SegmentRow]) -> Text:
@@ -123,7 +135,7 @@ def segments_text(rows: Iterable[SegmentRow]) -> Text:
     text = Text()
     for row in rows:
         last = f"-{len(row.pieces) - 1}" if len(row.pieces) > 1 else ""
-        text.append(f"({row.segment}, 0{last}) ", style="dim")
+        text.append(f"({row.label}, 0{last}) ", style="dim")
         for offset, piece in enumerate(row.pieces):
             underline = " underline" if offset % 2 else ""
             text.append(_visible(piece), style=_STYLES[row.segment % 2] + underline)
@@ -219,7 +231,7 @@ def _html_documents(rows: Sequence[SegmentRow]) -> Iterator[str]:
 
 def _html_segment(row: SegmentRow) -> str:
     tokens = "".join(_html_token(offset, piece) for offset, piece in enumerate(row.pieces))
-    return f'<span class="segment" data-segment="{row.segment}">{tokens}</span>'
+    return f'<span class="segment" data-segment="{row.label}">{tokens}</span>'
 
 
 def _html_token(offset: int, piece: str) -> str:
