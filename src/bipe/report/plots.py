@@ -24,6 +24,10 @@ _PANEL_CEILING = 1.5
 _NEARLY = 1.3  # what passes the end by no more than this is shown whole
 
 
+_NAME_GAP = 0.054
+"""Height of a scheme's name at the end of its line, as a share of the usual chart's."""
+
+
 def length_curve_figure(
     scores: Iterable[Record],
     protocol: str,
@@ -366,7 +370,11 @@ def _name_lines(
         return
     heights = {name: min(1.0, _axes_height(axes, y)) for name, (_, y) in middles.items()}
     names = sorted(heights, key=lambda name: heights[name])
-    for name, height in zip(names, spread([heights[name] for name in names], gap=0.054), strict=True):
+    figure, taller = axes.get_figure(root=True), max(1.0, len(names) * _NAME_GAP)
+    assert figure is not None
+    figure.set_figheight(figure.get_figheight() * taller)  # room for all names
+    gap = _NAME_GAP / taller
+    for name, height in zip(names, spread([heights[name] for name in names], gap=gap), strict=True):
         colour = styles[name].colour
         leader = {
             "color": colour,
