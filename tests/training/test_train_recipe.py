@@ -106,7 +106,7 @@ def test_an_interrupted_recipe_goes_on(make_recipe, tmp_path):
     ("changes", "message"),
     [
         ({"scheme": "bipe-rop"}, "Unknown scheme 'bipe-rop'. Choose one of: alibi, "),
-        ({"rule": "full-stop"}, "Unknown rule 'full-stop'. Choose one of: line, "),
+        ({"rule": "full-stop"}, "Unknown rule 'full-stop'. Choose one of: block, file, line, "),
         (
             {"model": {"hidden_size": 30, "num_attention_heads": 4}},
             "multiple of num_attention_heads; got 30 and 4",
