@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from bipe.registry import check_number
 
-from .base import DecayingBias, DistanceBias, InterEncoding, Relation
+from .base import CurveBias, DecayingBias, IndexEncoding, Relation
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -56,7 +56,7 @@ class Slopes:
         return torch.where(slopes > 0, torch.floor(nats / slopes), torch.inf)
 
 
-class AlibiBias(DistanceBias, DecayingBias):
+class AlibiBias(CurveBias, DecayingBias):
     """`-slope * (query index - key index)`, from integer distances in float32.
 
     Args:
@@ -111,7 +111,7 @@ def validate_scale(options: dict[str, Any]) -> None:
     check_number("ALiBi's factor, which slopes are divided by,", options.get("factor", 1.0), 1)
 
 
-class Alibi(InterEncoding):
+class Alibi(IndexEncoding):
     """ALiBi (Press et al. 2022, arXiv:2108.12409) on the distance in segments.
 
     The logits get `-scale * slope_h * (s_i - s_j)` (He et al. 2024, section 3, with scale 96). On one token

@@ -115,8 +115,6 @@ class DecayingBias(Bias):
 class DistanceBias(Bias):
     """A bias that is a function of integer distances, and perhaps of the query's index.
 
-    One that is made of a few numbers a head defines `numbers` and `at`; another one `block` and `score`.
-
     Attributes:
         query_index: `(B or 1, T)` int64, the index of each query.
         key_index: `(B or 1, S)` int64, that of each key.
@@ -126,24 +124,6 @@ class DistanceBias(Bias):
         if rows_agree(key_index):  # the queries are among the keys
             query_index, key_index = query_index[:1], key_index[:1]
         self.query_index, self.key_index = query_index, key_index
-
-    def numbers(self) -> tuple[Tensor, ...]:
-        """What each head has of its own, `(H,)` float32 each."""
-        raise NotImplementedError
-
-    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
-        """The bias at a distance, float32, of a query with this index, int64; all are broadcast."""
-        raise NotImplementedError
-
-    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
-        numbers = (number[heads, None, None] for number in self.numbers())
-        query = self.query_index[:, None, rows, None]
-        return self.at(self.distances(rows, columns)[:, None].float(), query, *numbers)
-
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        numbers = (number[head] for number in self.numbers())
-        distance = self.distance(batch, query, key).float()
-        return score + self.at(distance, self._at(self.query_index, batch, query), *numbers)
 
     def distances(self, rows: slice, columns: slice) -> Tensor:
         """How far keys lie before queries, `(B or 1, t, s)` int64; 0 for those that lie behind."""
@@ -156,6 +136,28 @@ class DistanceBias(Bias):
     @staticmethod
     def _at(index: Tensor, batch: Tensor, column: Tensor) -> Tensor:
         return index[batch.clamp(max=index.shape[0] - 1), column.clamp(max=index.shape[1] - 1)]
+
+
+class CurveBias(DistanceBias):
+    """A function of the distance with a few numbers for each head."""
+
+    @abstractmethod
+    def numbers(self) -> tuple[Tensor, ...]:
+        """What each head has of its own, `(H,)` float32 each."""
+
+    @abstractmethod
+    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
+        """The bias at a distance, float32, of a query with this index, int64; all are broadcast."""
+
+    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        numbers = (number[heads, None, None] for number in self.numbers())
+        query = self.query_index[:, None, rows, None]
+        return self.at(self.distances(rows, columns)[:, None].float(), query, *numbers)
+
+    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        numbers = (number[head] for number in self.numbers())
+        distance = self.distance(batch, query, key).float()
+        return score + self.at(distance, self._at(self.query_index, batch, query), *numbers)
 
 
 def rows_agree(index: Tensor) -> bool:
@@ -205,8 +207,7 @@ class Relation:
 class InterEncoding(nn.Module, ABC):
     """A relative encoding of an index, the segment's if nothing else is said, applied inside attention.
 
-    The keyword-only parameters of `__init__` are the options of the config's `inter` dictionary. One that
-    reads a single index defines `relate`, one that reads several `forward`.
+    The keyword-only parameters of `__init__` are the options of the config's `inter` dictionary.
 
     Attributes:
         shift_invariant: whether only differences of the index matter.
@@ -246,6 +247,7 @@ class InterEncoding(nn.Module, ABC):
         if index not in INDICES:
             raise ValueError(f"index must be one of {', '.join(INDICES)}; got {index!r}.")
 
+    @abstractmethod
     def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         """Relate T queries to S keys.
 
@@ -254,12 +256,18 @@ class InterEncoding(nn.Module, ABC):
             key: positions `(B, S)` of all keys, S >= T.
             dtype: of the rotation tables; a bias is float32.
         """
-        return self.relate(getattr(query, self.index), getattr(key, self.index), dtype)
-
-    def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
-        """As `forward`, given the index of the queries and of the keys, int64."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:
         """Give the parameters, and the buffers that are not saved, their initial values."""
+
+
+class IndexEncoding(InterEncoding):
+    """An encoding that reads one index, the one that its option `index` names."""
+
+    def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
+        return self.relate(getattr(query, self.index), getattr(key, self.index), dtype)
+
+    @abstractmethod
+    def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:
+        """As `forward`, given the index of the queries `(B, T)` and of the keys `(B, S)`, int64."""

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from bipe.registry import check_number
 
-from .base import DistanceBias, InterEncoding, Relation
+from .base import DistanceBias, IndexEncoding, Relation
 
 WIDTH = 32  # hidden units of the network
 
@@ -50,7 +50,7 @@ class FireBias(DistanceBias):
         return score
 
 
-class Fire(InterEncoding):
+class Fire(IndexEncoding):
     """FIRE (Li et al. 2024, arXiv:2310.04418, section 3): `f(psi(i - j) / psi(max(i, L)))`.
 
     `psi(x) = log(1 + c x)`, with positive c and L that are learned (their logarithms are the parameters), and

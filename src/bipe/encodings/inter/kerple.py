@@ -8,10 +8,10 @@ from transformers import LlamaConfig
 
 from bipe.registry import choose
 
-from .base import DecayingBias, DistanceBias, InterEncoding, Relation
+from .base import CurveBias, DecayingBias, IndexEncoding, Relation
 
 
-class LogKernel(DistanceBias, DecayingBias):
+class LogKernel(CurveBias, DecayingBias):
     """`-weight * log(1 + shape * distance)`.
 
     Args:
@@ -57,7 +57,7 @@ class PowerKernel(LogKernel):
 KERNELS = {"log": LogKernel, "power": PowerKernel}
 
 
-class Kerple(InterEncoding):
+class Kerple(IndexEncoding):
     """KERPLE (Chi et al. 2022, arXiv:2205.09921, section 4.1): a kernel with two numbers a head.
 
     `log`: `-r1 log(1 + r2 d)` with positive r1, r2. `power`: `-r1 d^r2` with positive r1 and r2 from 0 to 2.

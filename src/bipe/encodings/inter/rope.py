@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from bipe.positions import Positions
 from bipe.registry import check_number, choose
 
-from .base import InterEncoding, Relation, Rotation
+from .base import IndexEncoding, Relation, Rotation
 
 LENGTH_THRESHOLDS = {"dynamic", "llama3", "longrope", "yarn"}
 """The rope types that compare a position with the trained length."""
@@ -43,7 +43,7 @@ def _rotary_config(config: LlamaConfig) -> LlamaConfig:
     return rotary
 
 
-class Rope(InterEncoding):
+class Rope(IndexEncoding):
     """RoPE (Su et al. 2021, arXiv:2104.09864) on the segment index, over all channels of a head.
 
     On one token a segment this is Llama's own encoding, bit for bit: the tables are transformers' own, so

@@ -9,13 +9,13 @@ from transformers import LlamaConfig
 
 from bipe.registry import check_number
 
-from .base import DecayingBias, DistanceBias, Relation
+from .base import CurveBias, DecayingBias, Relation
 from .rope import Rope
 
 NOTHING = torch.finfo(torch.float32).min / 2  # next to which no logit counts
 
 
-class WindowBias(DistanceBias, DecayingBias):
+class WindowBias(CurveBias, DecayingBias):
     """0 at distances below the window, and beyond it what leaves a key no weight."""
 
     def __init__(self, window: int, heads: int, query_index: Tensor, key_index: Tensor) -> None:

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from bipe.registry import check_number
 
-from .base import DistanceBias, InterEncoding, Relation
+from .base import DistanceBias, IndexEncoding, Relation
 
 
 class T5Bias(DistanceBias):
@@ -31,7 +31,7 @@ class T5Bias(DistanceBias):
         return score + self.table[bucket, head].float()
 
 
-class T5(InterEncoding):
+class T5(IndexEncoding):
     """T5's relative bias (Raffel et al. 2020, arXiv:1910.10683, section 2.1), for a decoder.
 
     The first half of the buckets hold one distance each; the others grow geometrically up to `max_distance`,
