@@ -34,11 +34,15 @@ def attend_damped(
         value: `(B, H / groups, S, K)`.
         visible: which keys may be seen.
     """
+    if damping.pieces is None:  # the first layer
+        damping.pieces = [
+            (rows, columns, part, _scales(damping, part, query))
+            for rows, columns in pieces(damping, visible)
+            for part in [visible.part(rows, columns)]
+        ]
     found = []
-    for rows in pieces(damping, visible.targets):
-        columns = slice(0, visible.columns_of(rows).stop if rows.stop < visible.targets else visible.sources)
-        part = visible.part(rows, columns)
-        scaled = damp(damping, query[:, :, rows], key[:, :, columns], part)
+    for rows, columns, part, (of_query, of_key) in damping.pieces:
+        scaled = query[:, :, rows] * of_query, key[:, :, columns] * of_key
         found.append(attend(*scaled, value[:, :, columns], part))
     if len(found) == 1:
         return found[0]
@@ -50,10 +54,12 @@ def attend_damped(
     return torch.cat([mixed for mixed, _ in found], dim=1), torch.cat(weights, dim=2) if weights else None
 
 
-def pieces(damping: Damping, targets: int) -> list[slice]:
-    """Queries that can be scaled together, where the index grows by at most 1 a token."""
-    steps = max(1, int(MOST_NATS / damping.fastest))
-    return [slice(start, min(start + steps, targets)) for start in range(0, targets, steps)]
+def pieces(damping: Damping, visible: Visible) -> list[tuple[slice, slice]]:
+    """Queries that can be scaled together, where the index grows by at most 1 a token, and their keys."""
+    steps, targets = max(1, int(MOST_NATS / damping.fastest)), visible.targets
+    rows = [slice(start, min(start + steps, targets)) for start in range(0, targets, steps)]
+    ends = [visible.columns_of(part).stop for part in rows[:-1]] + [visible.sources]
+    return [(part, slice(0, end)) for part, end in zip(rows, ends, strict=True)]
 
 
 def damp(damping: Damping, query: Tensor, key: Tensor, visible: Visible) -> tuple[Tensor, Tensor]:
@@ -65,6 +71,12 @@ def damp(damping: Damping, query: Tensor, key: Tensor, visible: Visible) -> tupl
         key: `(B, H / groups, s, K)`.
         visible: what these queries see of these keys.
     """
+    of_query, of_key = _scales(damping, visible, query)
+    return query * of_query, key * of_key
+
+
+def _scales(damping: Damping, visible: Visible, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What queries and keys are multiplied by, `(B, 1, t, K)` and `(B, 1, s, K)` in the dtype of `like`."""
     index = damping.key_index[:, : visible.sources]
     own = visible.columns_of(slice(0, visible.targets))
     # Scales are counted from each document's first query among these.
@@ -76,10 +88,12 @@ def damp(damping: Damping, query: Tensor, key: Tensor, visible: Visible) -> tupl
         first = _next_real(visible.real[:, : visible.sources].expand(len(index), -1)).gather(-1, first)
     distance = index - index.gather(-1, first)
     # Only keys that no query here sees are further ahead.
-    return (
-        query * _scale(-distance[:, own].clamp(min=0), damping.rates, query),
-        key * _scale(distance.clamp(max=visible.targets), damping.rates, key),
+    exponents = (-distance[:, own].clamp(min=0), distance.clamp(max=visible.targets))
+    of_query, of_key = (
+        torch.exp(exponent[..., None].float() * damping.rates)[:, None].to(like.dtype)
+        for exponent in exponents
     )
+    return of_query, of_key
 
 
 def _next_real(real: Tensor) -> Tensor:
@@ -87,8 +101,3 @@ def _next_real(real: Tensor) -> Tensor:
     columns = torch.arange(real.shape[1], device=real.device)
     later = torch.where(real, columns, real.shape[1] - 1)
     return later.flip(-1).cummin(dim=-1).values.flip(-1)
-
-
-def _scale(index: Tensor, rates: Tensor, like: Tensor) -> Tensor:
-    """`(B, 1, n, K)` in the dtype of `like`."""
-    return torch.exp(index[..., None].float() * rates)[:, None].to(like.dtype)

@@ -167,7 +167,7 @@ def rows_agree(index: Tensor) -> bool:
     return len(index) == 1 or bool((index == index[:1]).all())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Damping:
     """Channels whose part in a logit fades with distance: channel `c` by `exp(-rates[c] * distance)`.
 
@@ -179,11 +179,13 @@ class Damping:
         fastest: the largest of them, above 0.
         key_index: `(B, S)` int64, the index of each key; inside a document it never falls and grows by at
             most 1 a token. The queries are the newest keys.
+        pieces: what attention makes of it in the first layer, kept for the others.
     """
 
     rates: Tensor
     fastest: float
     key_index: Tensor
+    pieces: Any = None
 
 
 @dataclass(frozen=True)
