@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bipe import BilevelPositions, BipeConfig, BipeForCausalLM
+from bipe.encodings.inter.selfextend import SelfExtend
 from bipe.models.extension import METHODS, extend_checkpoint, extension_of
 
 TRAINED = 48
@@ -235,7 +236,7 @@ def test_what_cannot_be_extended_is_refused(
 def test_a_remap_is_its_encoding_with_half_the_trained_length_as_window(config: Any, method: str) -> None:
     original = 48 if config is rope else 12
     extension = extension_of(config(), method, 3.5)
-    group = {"group": 4} if method == "selfextend" else {}
+    group = {"group": 6} if method == "selfextend" else {}
     assert extension.config.inter == {"type": method, "window": original // 2, **group}
     assert f"distances below {original // 2} are kept" in str(extension)
     assert extension.count() == (0, 0, 0)
@@ -247,3 +248,19 @@ def test_a_remap_is_its_encoding_with_half_the_trained_length_as_window(config: 
     assert extension_of(config(), method, 4.0, parameters={"window": 3}).config.inter["window"] == 3
     with pytest.raises(ValueError, match="Unknown parameter 'beta_fast'"):
         extension_of(config(), method, 4.0, parameters={"beta_fast": 3})
+    with pytest.raises(ValueError, match=f"window must be below the trained length, {original} .*got 48"):
+        extension_of(config(), method, 4.0, parameters={"window": 48})
+
+
+@pytest.mark.parametrize("factor", [1.01, 2.0, 3.7, 8.0, 100.0])
+@pytest.mark.parametrize("window", [1, 7, 24, 47])
+def test_selfextend_takes_the_smallest_group_that_stays_in_the_trained_range(
+    factor: float, window: int
+) -> None:
+    extended = extension_of(rope(), "selfextend", factor, parameters={"window": window}).config
+    inter = SelfExtend(extended, **{name: (extended.inter or {})[name] for name in ("window", "group")})
+    for group, stays in ((inter.group, True), (inter.group - 1, False)):
+        if group:
+            inter.group = group
+            query, key = inter.far(torch.arange(round(factor * TRAINED)))
+            assert bool((query - key[0] < TRAINED).all()) == stays

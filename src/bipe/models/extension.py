@@ -180,7 +180,7 @@ def extension_of(
         original: the trained length in the unit of the index; by default what training has recorded,
             `original_max_segments`, or on tokens `max_position_embeddings`.
         parameters: those of `PARAMETERS`; a remap's window is by default half the trained length, its group
-            the factor rounded up.
+            the smallest with which texts of `factor` times the trained length stay in the trained range.
 
     Raises:
         ValueError: an unknown method, a factor that does not extend, a length that nobody recorded, an
@@ -247,10 +247,23 @@ class _Wanted:
         return self._done(self._changed(inter={**(self.config.inter or {}), "factor": self.factor}))
 
     def remapped(self) -> Extension:
-        group = {"group": math.ceil(self.factor)} if self.method == "selfextend" else {}
-        spec = {"type": self.method, "window": max(1, self.original // 2), **group, **self.parameters}
+        window = self.parameters.get("window", self.original // 2)
+        if window >= self.original:
+            raise ValueError(
+                f"The window must be below the trained length, {self.original:,} {self.unit}; got {window!r}."
+            )
+        group = {"group": self._smallest_group(window)} if self.method == "selfextend" else {}
+        spec = {"type": self.method, "window": window, **group, **self.parameters}
         kept = {name: value for name, value in (self.config.inter or {}).items() if name == "index"}
         return self._done(self._changed(inter={**kept, **spec}))
+
+    def _smallest_group(self, window: int) -> int:
+        """With which the far distances of `SelfExtend` stay below the trained length in the longest text."""
+        last = round(self.factor * self.original) - 1
+        group = max(1, (last - window) // (self.original - window))
+        while last // group + window - window // group >= self.original:
+            group += 1
+        return group
 
     def of_rope(self) -> Extension:
         there = dict(self.config.rope_parameters or {})
