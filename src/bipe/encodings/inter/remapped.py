@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import LlamaConfig
 
 from bipe.positions import Positions
@@ -32,11 +33,21 @@ class NearBias(ContentBias):
         self.query_turn, self.key_turn = query_turn, key_turn
 
     def between(self, content: Content, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
-        query, key = content.query.float() * content.scaling, content.key.float()
+        query = content.query.float() * content.scaling
+        far = self._leading_far(rows, columns)
+        key, columns = content.key[:, :, far:].float(), slice(columns.start + far, columns.stop)
         near_query = rotate(query, _part(self.query_turn, rows))
         near_key = rotate(key, _part(self.key_turn, columns))
         distance = self.query_index[:, rows, None] - self.key_index[:, None, columns]
-        return (near_query @ near_key.mT - query @ key.mT).masked_fill(distance[:, None] >= self.window, 0.0)
+        missing = near_query @ near_key.mT - query @ key.mT
+        return pad(missing.masked_fill(distance[:, None] >= self.window, 0.0), (far, 0))
+
+    def _leading_far(self, rows: slice, columns: slice) -> int:
+        """How many of the first columns are far for all rows; none in a graph, which cannot depend on it."""
+        if rows.stop - rows.start == 1 or torch.compiler.is_compiling():
+            return 0
+        last = self.query_index[:, rows].amin(dim=1, keepdim=True) - self.window
+        return int((self.key_index[:, columns] <= last).all(dim=0).long().cumprod(0).sum())
 
 
 def _part(rotation: Rotation, columns: slice) -> Rotation:
