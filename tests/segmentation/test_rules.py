@@ -177,7 +177,7 @@ def test_a_vocabulary_without_separators_is_refused() -> None:
 
 
 def test_an_unknown_rule_lists_the_choices(tokenizers: Tokenizers) -> None:
-    message = "Unknown rule 'punkt'. Choose one of: line, paper, released, sentence."
+    message = "Unknown rule 'punkt'. Choose one of: equals, line, paper, released, sentence."
     with pytest.raises(ValueError, match=re.escape(message)):
         TokenSet.from_tokenizer(tokenizers["llama"], "punkt")
-    assert sorted(RULES) == ["line", "paper", "released", "sentence"]
+    assert sorted(RULES) == ["equals", "line", "paper", "released", "sentence"]

@@ -51,6 +51,10 @@ def _ends_sentence(text: bytes) -> bool:
     return _holds_newline(text) or characters[-1:] in _SENTENCE_ENDS
 
 
+def _ends_in_equals(text: bytes) -> bool:
+    return _decode(text).rstrip().endswith("=")
+
+
 def _closes(character: str) -> bool:
     return character in _QUOTES or unicodedata.category(character) in _CLOSING_CATEGORIES
 
@@ -94,6 +98,7 @@ RULES: Mapping[str, Callable[[PreTrainedTokenizerBase], frozenset[int]]] = {
     "paper": _where("paper", _ends_in_full_stop),
     "sentence": _where("sentence", _ends_sentence),
     "line": _where("line", _holds_newline),
+    "equals": _where("equals", _ends_in_equals),
     "released": _released,
 }
 
