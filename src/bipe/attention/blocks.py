@@ -14,8 +14,9 @@ from bipe.encodings.inter.base import Bias, Content
 
 from .visible import Visible
 
-ROWS = 128
-"""Queries handled at once."""
+ROWS = {"cpu": 32, "cuda": 128}
+"""Queries handled at once. On a CPU what a bias makes on the way should stay in the cache, and below the
+sizes, tens of megabytes, that are fetched from the system anew each time."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,14 @@ class Block:
         return tensor[:, self.heads, self.columns]
 
 
-def all_blocks(visible: Visible, heads: int, rows: int = ROWS) -> list[Block]:
-    """Blocks of so many queries that leave out nothing but keys after the last of them."""
+def rows_at_once(query: Tensor) -> int:
+    """How many queries, `(B, H, T, K)`, a block has."""
+    return ROWS.get(query.device.type, ROWS["cuda"])
+
+
+def all_blocks(visible: Visible, query: Tensor, rows: int | None = None) -> list[Block]:
+    """Blocks of queries, `(B, H, T, K)`, that leave out nothing but keys after the last of them."""
+    heads, rows = query.shape[1], rows or rows_at_once(query)
     parts = [slice(start, min(start + rows, visible.targets)) for start in range(0, visible.targets, rows)]
     return [Block(part, slice(0, heads), slice(0, visible.columns_of(part).stop)) for part in parts]
 

@@ -49,7 +49,7 @@ def sdpa_attention(
     if in_one_block(visible):
         mixed = attend_dense(query, key, value, relation.bias, visible, scaling=scaling, dropout=dropout)
     else:
-        blocks = all_blocks(visible, query.shape[1])
+        blocks = all_blocks(visible, query)
         mixed = attend_in_blocks(
             query, key, value, relation.bias, visible, blocks, scaling=scaling, dropout=dropout
         )

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import repeat_kv
 
 from bipe.encodings.inter.base import DecayingBias, Relation
 
-from .blocks import ROWS, Block, all_blocks, attend_dense, attend_in_blocks, in_one_block
+from .blocks import Block, all_blocks, attend_dense, attend_in_blocks, in_one_block, rows_at_once
 from .visible import Visible
 
 WEIGHT_LEFT_OUT = 24 * math.log(2)
@@ -81,7 +81,7 @@ def segment_local_attention(
     if in_one_block(visible):  # while tracing too, since which keys are near depends on values
         mixed = attend_dense(query, key, value, bias, visible, scaling=scaling, dropout=dropout)
     else:
-        blocks = all_blocks(visible, query.shape[1])
+        blocks = all_blocks(visible, query)
         if visible.sources >= WORTH_FINDING:
             blocks = local_blocks(query, key, bias, visible, scaling)
         mixed = attend_in_blocks(query, key, value, bias, visible, blocks, scaling=scaling, dropout=dropout)
@@ -93,7 +93,12 @@ def segment_local_attention(
 
 @torch.no_grad()
 def local_blocks(
-    query: Tensor, key: Tensor, bias: DecayingBias, visible: Visible, scaling: float, rows: int = ROWS
+    query: Tensor,
+    key: Tensor,
+    bias: DecayingBias,
+    visible: Visible,
+    scaling: float,
+    rows: int | None = None,
 ) -> list[Block]:
     """The blocks of work, each with the keys that its queries can reach.
 
@@ -103,12 +108,13 @@ def local_blocks(
         bias: which keys are near.
         visible: which keys may be seen.
         scaling: factor of the logits.
-        rows: queries in a block.
+        rows: queries in a block; None for as many as `rows_at_once` says.
 
     Raises:
         ValueError: the index of the keys falls inside a document.
     """
-    blocks = all_blocks(visible, query.shape[1], rows)
+    rows = rows or rows_at_once(query)
+    blocks = all_blocks(visible, query, rows)
     if visible.sources <= rows or visible.targets == 1:  # nothing to win
         return blocks
     along = places(bias, visible)

@@ -241,7 +241,7 @@ def _mass(layer: _Layer, positions: Positions, counted: Tensor, share: float) ->
         torch.zeros(heads, int(index.max()) + 1, dtype=torch.float64, device=query.device)
         for index in (positions.segment, positions.token)
     ]
-    for block in all_blocks(visible, heads):
+    for block in all_blocks(visible, query):
         if not counted[:, block.rows].any():
             continue
         part = visible.part(block.rows, block.columns)

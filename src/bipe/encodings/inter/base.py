@@ -125,9 +125,30 @@ class DistanceBias(Bias):
             query_index, key_index = query_index[:1], key_index[:1]
         self.query_index, self.key_index = query_index, key_index
 
-    def distances(self, rows: slice, columns: slice) -> Tensor:
+    @abstractmethod
+    def of_indices(self, query: Tensor, key: Tensor, heads: slice) -> Tensor:
+        """The bias of queries with these indices `(B or 1, t)` to keys with those `(B or 1, s)`.
+
+        Returns:
+            As `block`.
+        """
+
+    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+        query, key = self.query_index[:, rows], self.key_index[:, columns]
+        if len(key) > 1 or key.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.of_indices(query, key, heads)
+        # Tokens of one segment share its index: the bias between segments is made once, and repeated.
+        (few_queries, of_row), (few_keys, of_column) = (
+            index[0].unique_consecutive(return_inverse=True) for index in (query, key)
+        )
+        if 2 * len(few_queries) * len(few_keys) > len(of_row) * len(of_column):
+            return self.of_indices(query, key, heads)
+        few = self.of_indices(few_queries[None], few_keys[None], heads)
+        return few.index_select(3, of_column).index_select(2, of_row)
+
+    def distances(self, query: Tensor, key: Tensor) -> Tensor:
         """How far keys lie before queries, `(B or 1, t, s)` int64; 0 for those that lie behind."""
-        return (self.query_index[:, rows, None] - self.key_index[:, None, columns]).clamp(min=0)
+        return (query[..., None] - key[:, None]).clamp(min=0)
 
     def distance(self, batch: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """As `distances`, for `score`, of one query and one key."""
@@ -149,10 +170,9 @@ class CurveBias(DistanceBias):
     def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
         """The bias at a distance, float32, of a query with this index, int64; all are broadcast."""
 
-    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
+    def of_indices(self, query: Tensor, key: Tensor, heads: slice) -> Tensor:
         numbers = (number[heads, None, None] for number in self.numbers())
-        query = self.query_index[:, None, rows, None]
-        return self.at(self.distances(rows, columns)[:, None].float(), query, *numbers)
+        return self.at(self.distances(query, key)[:, None].float(), query[:, None, :, None], *numbers)
 
     def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         numbers = (number[head] for number in self.numbers())

@@ -9,20 +9,36 @@ from transformers import LlamaConfig
 from bipe.positions import Positions
 from bipe.registry import check_number
 
-from .base import Content, ContentBias, InterEncoding, Relation
+from .base import Content, ContentBias, InterEncoding, Relation, rows_agree
 
 
 class CopeBias(ContentBias):
     """`q_i . e[p_ij]`, where `p_ij` sums the gates of the keys from j to i that are counted."""
 
     def __init__(self, table: Tensor, counted: Tensor) -> None:
-        self.table, self.counted, self.differentiable = table, counted, (table,)
+        self.table, self.differentiable = table, (table,)
+        self.counted = counted[:1] if rows_agree(counted) else counted
 
     def between(self, content: Content, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
-        query, table = content.query.float() * content.scaling, self.table.float()
-        gates = torch.sigmoid(query @ content.key.float().mT)
-        gates = gates * (content.seen & self.counted[:, None, None, columns])
-        position = gates.flip(-1).cumsum(dim=-1).flip(-1).clamp(max=len(table) - 1)
+        query, counted = content.query.float() * content.scaling, self.counted[:, columns]
+        costly = len(counted) > 1 or counted.device.type != "cpu" or torch.compiler.is_compiling()
+        if costly or 2 * int(counted.sum()) > counted.numel():
+            seen = content.seen & counted[:, None, None]
+            return self._at(self._positions(query, content.key, seen), query)
+        # What is not counted has the position of the next key that is; behind the last it is 0.
+        where = counted[0].nonzero()[:, 0]
+        positions = self._positions(query, content.key[:, :, where], content.seen[..., where])
+        of_column = counted[0].long().cumsum(0) - counted[0].long()
+        return self._at(nn.functional.pad(positions, (0, 1)), query).index_select(3, of_column)
+
+    def _positions(self, query: Tensor, key: Tensor, seen: Tensor) -> Tensor:
+        """Of keys that are all counted where they are seen, `(B, h, t, s)`."""
+        gates = torch.sigmoid(query @ key.float().mT) * seen
+        return gates.flip(-1).cumsum(dim=-1).flip(-1).clamp(max=len(self.table) - 1)
+
+    def _at(self, position: Tensor, query: Tensor) -> Tensor:
+        """The logits of these positions, between two rows of the table."""
+        table = self.table.float()
         scores = query @ table.T
         below = position.detach().floor()
         share, below = position - below, below.long()

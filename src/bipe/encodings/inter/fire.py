@@ -36,11 +36,11 @@ class FireBias(DistanceBias):
         scale = torch.log1p(slope * torch.maximum(query.float(), threshold))
         return torch.log1p(slope * distance.float()) / scale
 
-    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
-        weight, bias = self.hidden.float()
-        ratio = self._ratio(self.distances(rows, columns), self.query_index[:, rows, None])
-        units = torch.relu(ratio[..., None] * weight + bias)
-        return (units @ self.out[heads].float().T).permute(0, 3, 1, 2)
+    def of_indices(self, query: Tensor, key: Tensor, heads: slice) -> Tensor:
+        weight, bias = self.hidden.float()[..., None]
+        ratio = self._ratio(self.distances(query, key), query[..., None])
+        units = torch.relu_(torch.addcmul(bias, weight, ratio.flatten()))
+        return (self.out[heads].float() @ units).view(-1, *ratio.shape).transpose(0, 1)
 
     def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         ratio = self._ratio(self.distance(batch, query, key), self._at(self.query_index, batch, query))

@@ -18,10 +18,10 @@ class T5Bias(DistanceBias):
         super().__init__(query_index, key_index)
         self.table, self.bounds, self.differentiable = table, bounds, (table,)
 
-    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
-        buckets = torch.bucketize(self.distances(rows, columns), self.bounds, right=True)
-        values = nn.functional.embedding(buckets, self.table.float()[:, heads])
-        return values.permute(0, 3, 1, 2).contiguous()
+    def of_indices(self, query: Tensor, key: Tensor, heads: slice) -> Tensor:
+        buckets = torch.bucketize(self.distances(query, key), self.bounds, right=True)
+        values = self.table.float().T[heads].contiguous().index_select(1, buckets.flatten())
+        return values.view(-1, *buckets.shape).transpose(0, 1)
 
     def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = self.distance(batch, query, key)
