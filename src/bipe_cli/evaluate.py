@@ -7,21 +7,28 @@ import typer
 
 
 def evaluate(
-    task: Annotated[str, typer.Argument(help="What to measure: length-curve.", show_default=False)],
+    task: Annotated[
+        str, typer.Argument(help="What to measure: length-curve or arithmetic.", show_default=False)
+    ],
     model: Annotated[Path, typer.Option(help="Folder of the model and its tokenizer.", show_default=False)],
     data: Annotated[
-        list[str], typer.Option(help="Test text: files, folders, globs, hf:NAME[:config][:split] or stdlib.")
-    ],
+        list[str] | None,
+        typer.Option(help="Test text: files, folders, globs, hf:NAME[:config][:split] or stdlib."),
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
-            help="Context lengths in tokens, such as 128,1024. Default: 1 to 16 times the trained one."
+            help="Context lengths in tokens, such as 128,1024; default: 1 to 16 times the trained one. Of "
+            "arithmetic: numbers of operations."
         ),
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="How the text is cut: same_targets or blocks.")
     ] = "same_targets",
-    max_windows: Annotated[int, typer.Option(min=1, help="Windows at most; fewer of long blocks.")] = 256,
+    max_windows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows at most (256), fewer of long blocks; arithmetic problems (1,000)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
 ) -> None:
     """Measure a trained model on a task."""
@@ -33,7 +40,7 @@ def evaluate(
     from bipe_cli.values import numbers
 
     measure = choose("task", TASKS, task)
-    options = TaskOptions(data, numbers("--lengths", lengths), protocol, max_windows)
+    options = TaskOptions(data or (), numbers("--lengths", lengths), protocol, max_windows)
     for score in measure(load_checkpoint(model), options):
         if as_json:
             typer.echo(json.dumps(score.to_dict(), allow_nan=False))

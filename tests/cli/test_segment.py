@@ -75,7 +75,7 @@ def test_a_tokenizer_folder_and_a_page(
     [
         (
             ["--rule", "punkt"],
-            "Unknown rule 'punkt'. Choose one of: block, file, line, paper, paragraph, released, section, sentence.",
+            "Unknown rule 'punkt'. Choose one of: block, equals, file, line, paper, paragraph, released, section, sentence.",
         ),
         (["--rule", "released"], "The rule 'released' is made for LLaMA's vocabulary"),
         (["--lengths", "16"], "give --statistics too"),

@@ -211,7 +211,7 @@ def test_lengths_beyond_the_test_text_are_refused_before_training(texts, tmp_pat
     [
         ({"schemes": ["rop"]}, "Unknown scheme 'rop'. Choose one of: alibi, "),
         ({"schemes": ["rope", "rope"]}, "once; got rope, rope"),
-        ({"rule": "chapter"}, "Unknown rule 'chapter'. Choose one of: block, file, line, paper"),
+        ({"rule": "chapter"}, "Unknown rule 'chapter'. Choose one of: block, equals, file, line, paper"),
         ({"evaluation": {"protocols": ["blocs"]}}, "Unknown protocol 'blocs'. Choose one of: blocks, same"),
     ],
 )

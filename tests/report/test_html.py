@@ -157,7 +157,8 @@ def test_names_and_commands_are_text(make_run: Callable[..., Path]):
 
 def test_a_folder_without_scores_is_an_error(tmp_path: Path):
     with pytest.raises(
-        ValueError, match=r"holds no perplexity in scores\.jsonl.*--out folder of `bipe compare`"
+        ValueError,
+        match=r"holds no perplexity or other score in scores\.jsonl.*--out folder of `bipe compare`",
     ):
         write_report(tmp_path)
 

@@ -93,6 +93,13 @@ def test_a_rate_that_yaml_reads_as_text_is_a_number(write):
             r"schedule_steps must be at least steps, 10; got 9",
         ),
         ({"data": {"train": []}}, r"data.train: .*at least 1 item"),
+        ({"data": {}}, r"data: give either train, the text, or arithmetic"),
+        ({"data": {"train": ["a"], "arithmetic": {}}}, r"data: give either train, the text, or arithmetic"),
+        (
+            {"data": {"arithmetic": {}, "vocab_size": 300}},
+            r"data: vocab_size is a setting of text; leave it out beside arithmetic",
+        ),
+        ({"data": {"arithmetic": {"operators": 0}}}, r"data.arithmetic.operators: .*got 0"),
         ({"data": {"train": ["a"], "train_length": 1}}, r"data.train_length: .*got 1"),
         ({"model": {"hidden_size": 0}}, r"model.hidden_size: .*got 0"),
         ({"model": {"attention_dropout": 1.0}}, r"model.attention_dropout: .*less than 1, got 1.0"),

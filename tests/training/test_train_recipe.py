@@ -2,10 +2,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bipe import BipeForCausalLM
 from bipe.data import encode, load_documents
+from bipe.data.arithmetic import ArithmeticBlocks
+from bipe.models.initialization import initialize_by_name
 from bipe.segmentation import TokenSet
 from bipe.segmentation.statistics import mean_tokens_per_segment
 from bipe.training import Recipe, load_recipe, train_recipe
+from bipe.training.order import SeededOrder
 
 SENTENCE = "The cat sat on the mat. The dog saw it there, and lay down beside it.\n"
 
@@ -106,7 +110,7 @@ def test_an_interrupted_recipe_goes_on(make_recipe, tmp_path):
     ("changes", "message"),
     [
         ({"scheme": "bipe-rop"}, "Unknown scheme 'bipe-rop'. Choose one of: alibi, "),
-        ({"rule": "full-stop"}, "Unknown rule 'full-stop'. Choose one of: block, file, line, "),
+        ({"rule": "full-stop"}, "Unknown rule 'full-stop'. Choose one of: block, equals, file, line, "),
         (
             {"model": {"hidden_size": 30, "num_attention_heads": 4}},
             "multiple of num_attention_heads; got 30 and 4",
@@ -155,3 +159,26 @@ def test_rows_of_a_table_that_the_recipe_gives_count(make_recipe, tmp_path):
     model["intra"]["max_offset"] = -2
     with pytest.raises(ValueError, match="max_offset, its number of rows"):
         train_recipe(make_recipe(model=model), tmp_path / "other", on_progress=ignore)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_arithmetic_is_trained_on_with_its_own_tokens_and_segments(make_recipe, tmp_path, workers):
+    """Batches made by another process are the same batches."""
+    recipe = make_recipe(
+        rule="equals",
+        data={"arithmetic": {"operators": 2, "problems": 40, "validation_problems": 5}},
+        training={"steps": 3, "batch_size": 4, "loader_workers": workers},
+    )
+    trained = train_recipe(recipe, tmp_path / "run", on_progress=ignore)
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+    config = trained.model.config
+    assert (config.vocab_size, config.max_position_embeddings, config.original_max_segments) == (21, 14, 3)
+    assert config.segmenter["end_token_ids"] == [2, 9]
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").decode([20, 9]) == "10 ="
+
+    blocks = ArithmeticBlocks(2, "train", 40)
+    model = BipeForCausalLM(config)
+    initialize_by_name(model, recipe.seed)
+    order = list(SeededOrder(40, 12, recipe.seed))[:4]
+    batch = {key: torch.stack([blocks[n][key] for n in order]) for key in blocks[0]}
+    assert trained.history[0]["loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-4)

@@ -14,22 +14,24 @@ from bipe.evaluation.length_curve import Curve, load_curves, paired_differences,
 from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
 from bipe.segmentation import segmenter_of
-from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
-from bipe.training.environment import describe_environment
 from bipe.training.run_folder import first_difference, read_json, write_whole
 from bipe.training.train import check_recipe, configure
 
 from .corpus import FILE, Corpus, load_corpus, make_corpus
-from .runs import MARKER, Job, RunAll, recipe_of, workers
-from .settings import Comparison
+from .description import describe
+from .runs import LOSSES, OTHER_SCORES, Job, RunAll, recipe_of, workers
+from .settings import MARKER, Comparison
 
 Say = Callable[[str], None]
 
-ADDABLE = ("schemes", "seeds")
+ADDABLE = ("arms", "schemes", "seeds")
 """Settings that a comparison may get more of."""
 
 MOST_PAIRS = 12
 """Differences between more pairs of schemes than that are more than anybody reads."""
+
+HEADLINES = {"perplexity": ".1f", "accuracy": ".1%"}
+"""Metrics that a run is summed up by, and how they are written."""
 
 TIE = 0.02
 """Trials whose perplexities differ by less than this share say nothing of the whole runs."""
@@ -79,23 +81,23 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
         rates = _pick_rates(settings, out, run_all, say)
         # Only now are added schemes known to work; before, they would stand in the way of those there.
         write_whole(out / MARKER, settings.model_dump_json(indent=1))
-        _describe(settings, corpus, rates, out)
-        jobs = [replace(job, learning_rate=rates[job.scheme]) for job in jobs]
+        describe(settings, corpus, rates, out)
+        jobs = [replace(job, learning_rate=rates[job.name]) for job in jobs]
         for number, (job, parameters) in enumerate(run_all(jobs), start=1):
             _record_scores(settings, job, parameters)
             write_report(out)
-            say(f"[{number}/{len(jobs)}] {job.scheme}, seed {job.seed}: {_headline(out, job)}")
+            say(f"[{number}/{len(jobs)}] {job.name}, seed {job.seed}: {_headline(out, job)}")
     _record_differences(settings, out)
     write_report(out)
     return out / "report.html"
 
 
 def _jobs(settings: Comparison, out: Path) -> list[Job]:
-    """The runs, all schemes of a seed before the next seed; their rates are the first to be tried."""
+    """The runs, all names of a seed before the next seed; their rates are the first to be tried."""
     rate, steps = settings.learning_rates[0], settings.training.steps
     return [
-        Job(out, f"runs/{scheme}-{seed}", scheme, seed, rate, steps, measure=True)
-        for seed, scheme in product(range(settings.seeds), settings.schemes)
+        Job(out, f"runs/{name}-{seed}", name, seed, rate, steps, measure=True)
+        for seed, name in product(range(settings.seeds), settings.names)
     ]
 
 
@@ -135,12 +137,13 @@ def _settings_there(out: Path) -> Comparison | None:
 
 
 def _with_those_there(settings: Comparison, out: Path) -> Comparison:
-    """The settings with the schemes and seeds that a comparison in this folder has already."""
+    """The settings with the schemes, arms and seeds that a comparison in this folder has already."""
     there = _settings_there(out)
     if there is None:
         return settings
     schemes = list(dict.fromkeys([*there.schemes, *settings.schemes]))
-    return settings.model_copy(update={"schemes": schemes, "seeds": max(there.seeds, settings.seeds)})
+    seeds, arms = max(there.seeds, settings.seeds), {**there.arms, **settings.arms}
+    return settings.model_copy(update={"schemes": schemes, "arms": arms, "seeds": seeds})
 
 
 def _release(out: Path) -> None:
@@ -156,11 +159,14 @@ def _release(out: Path) -> None:
 
 def _check_text(settings: Comparison, corpus: Corpus) -> None:
     """Refuse, before anything is trained, text or settings that a run or its report would stumble over."""
-    corpus.blocks(settings.data.train_length)
-    corpus.validation_blocks(settings.data.train_length, settings.evaluation.validation_blocks)
+    length = settings.data.block_length
+    corpus.material.blocks(length)
+    corpus.validation_blocks(length, settings.evaluation.validation_blocks)
     segmenter_of(corpus.tokenizer, settings.rule)  # the report counts segments in any case
-    for job in _jobs(settings, Path())[: len(settings.schemes)]:  # seeds change no config
-        configure(recipe_of(settings, job), corpus.tokenizer, corpus.train)
+    for job in _jobs(settings, Path())[: len(settings.names)]:  # seeds change no config
+        configure(recipe_of(settings, job), corpus.material)
+    if not corpus.test:
+        return
     longest = max(len(document) for document in corpus.test)
     if settings.lengths[-1] > longest:
         raise ValueError(
@@ -172,20 +178,20 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
 def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> dict[str, float]:
     """The learning rate of each scheme: the lowest of those with about the lowest validation perplexity."""
     if len(settings.learning_rates) == 1:
-        return dict.fromkeys(settings.schemes, settings.learning_rates[0])
+        return dict.fromkeys(settings.names, settings.learning_rates[0])
     steps = min(settings.sweep_steps, settings.training.steps)
     jobs = [
-        Job(out, f"sweep/{scheme}-{rate!r}", scheme, 0, rate, steps, measure=False)
-        for scheme, rate in product(settings.schemes, settings.learning_rates)
+        Job(out, f"sweep/{name}-{rate!r}", name, 0, rate, steps, measure=False)
+        for name, rate in product(settings.names, settings.learning_rates)
     ]
-    found: dict[str, dict[float, float]] = {scheme: {} for scheme in settings.schemes}
+    found: dict[str, dict[float, float]] = {name: {} for name in settings.names}
     for number, (job, _) in enumerate(run_all(jobs), start=1):
-        place = f"[rate {number}/{len(jobs)}] {job.scheme} at {job.learning_rate:g}"
+        place = f"[rate {number}/{len(jobs)}] {job.name} at {job.learning_rate:g}"
         perplexity = _validation_perplexity(job)
         if perplexity is None:
             say(f"{place}: diverged")
         else:
-            found[job.scheme][job.learning_rate] = perplexity
+            found[job.name][job.learning_rate] = perplexity
             say(f"{place}: validation perplexity {perplexity:.1f}")
     for scheme, by_rate in found.items():
         if not by_rate:
@@ -219,23 +225,32 @@ def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:
     path = job.out / "scores.jsonl"
     key = ("scheme", "seed", "protocol", "length", "metric")
     there = {tuple(row[name] for name in key) for row in read_records(path)}
-    curves = load_curves(job.out / job.folder / "losses.safetensors")
-    for protocol in settings.evaluation.protocols:
-        for score in scores(curves[protocol], Run(job.scheme, job.seed, job.steps), protocol, parameters):
-            row = score.to_dict()
-            if tuple(row[name] for name in key) not in there:
-                append_record(path, row)
+    rows = [
+        row | {"scheme": job.name, "seed": job.seed, "steps": job.steps}
+        for row in read_records(job.out / job.folder / OTHER_SCORES)
+    ]
+    if "length-curve" in settings.tasks:
+        run, curves = Run(job.name, job.seed, job.steps), load_curves(job.out / job.folder / LOSSES)
+        for protocol in settings.evaluation.protocols:
+            rows += [score.to_dict() for score in scores(curves[protocol], run, protocol, parameters)]
+    for row in rows:
+        if tuple(row[name] for name in key) not in there:
+            append_record(path, row)
 
 
 def _headline(out: Path, job: Job) -> str:
     rows = [
         row
         for row in read_records(out / "scores.jsonl")
-        if (row["scheme"], row["seed"], row["metric"]) == (job.scheme, job.seed, "perplexity")
+        if (row["scheme"], row["seed"]) == (job.name, job.seed) and row["metric"] in HEADLINES
     ]
-    protocol = rows[0]["protocol"]
-    found = ", ".join(f"{row['value']:.1f} at {row['length']}" for row in rows if row["protocol"] == protocol)
-    return f"perplexity {found}"
+    metric, protocol = rows[0]["metric"], rows[0]["protocol"]
+    found = ", ".join(
+        f"{row['value']:{HEADLINES[metric]}} at {row['length']}"
+        for row in rows
+        if (row["metric"], row["protocol"]) == (metric, protocol)
+    )
+    return f"{metric} {found}"
 
 
 def _record_differences(settings: Comparison, out: Path) -> None:
@@ -243,10 +258,13 @@ def _record_differences(settings: Comparison, out: Path) -> None:
 
     Where that would be more than `MOST_PAIRS`, only with those whose encoding between segments is its own.
     """
-    on_segments = [scheme for scheme in settings.schemes if SCHEMES[scheme].counts_segments]
-    pairs = [(one, two) for one in settings.schemes if one not in on_segments for two in on_segments]
+    if "length-curve" not in settings.tasks:
+        return
+    schemes = {name: SCHEMES[settings.arm(name).scheme] for name in settings.names}
+    on_segments = [name for name, scheme in schemes.items() if scheme.counts_segments]
+    pairs = [(one, two) for one in schemes if one not in on_segments for two in on_segments]
     if len(pairs) > MOST_PAIRS:
-        kind = {scheme: SCHEMES[scheme].inter["type"] for scheme in settings.schemes}
+        kind = {name: scheme.inter["type"] for name, scheme in schemes.items()}
         pairs = [(one, two) for one, two in pairs if kind[one] == kind[two]]
     path = out / "differences.jsonl"
     path.unlink(missing_ok=True)
@@ -259,66 +277,5 @@ def _record_differences(settings: Comparison, out: Path) -> None:
                 )
 
 
-def _curves(out: Path, scheme: str, seed: int) -> dict[str, Curve]:
-    return load_curves(out / f"runs/{scheme}-{seed}/losses.safetensors")
-
-
-def _describe(settings: Comparison, corpus: Corpus, rates: dict[str, float], out: Path) -> None:
-    """Write what the report says of settings, environment and segments."""
-    environment = describe_environment()
-    segmenter = segmenter_of(corpus.tokenizer, settings.rule)
-    sweep = out / "sweep.json"
-    tried = json.loads(sweep.read_text(encoding="utf-8")) if sweep.exists() else {}
-    described = {
-        "schemes": settings.schemes,
-        "seeds": list(range(settings.seeds)),
-        "train_length": settings.data.train_length,
-        "lengths": settings.lengths,
-        "steps": settings.training.steps,
-        "batch_size": settings.training.batch_size,
-        "protocols": settings.evaluation.protocols,
-        "learning_rates": rates,
-        "sweep_steps": min(settings.sweep_steps, settings.training.steps),
-        "sweep": [
-            {"scheme": scheme, "learning_rate": float(rate), "validation_perplexity": perplexity}
-            for scheme, by_rate in tried.items()
-            for rate, perplexity in by_rate.items()
-        ],
-        "data": {
-            "train": settings.data.train,
-            "test": settings.test or ["held out of the training text"],
-            **{
-                f"{part}_tokens": sum(map(len, getattr(corpus, part)))
-                for part in ("train", "validation", "test")
-            },
-            **{f"{part}_documents": len(getattr(corpus, part)) for part in ("train", "test")},
-        },
-        "tokenizer": {
-            "kind": settings.data.tokenizer or "byte-level BPE trained on the training text",
-            "vocab_size": len(corpus.tokenizer),
-        },
-        "rule": settings.rule,
-        "tokens_per_segment": mean_tokens_per_segment(corpus.train, segmenter, settings.data.train_length),
-        "model": settings.model.model_dump(exclude_none=True),
-        "command": environment["command"],
-        "notes": _notes(settings, corpus),
-    }
-    (out / "settings.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
-    (out / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-    statistics = segment_statistics(corpus.test, segmenter, fitting_lengths(corpus.test, settings.lengths))
-    segments = {
-        "rule": settings.rule,
-        "lengths": {str(length): found.to_dict() for length, found in statistics.items()},
-    }
-    (out / "segments.json").write_text(json.dumps(segments), encoding="utf-8")
-
-
-def _notes(settings: Comparison, corpus: Corpus) -> list[str]:
-    notes = []
-    heads = settings.model.num_attention_heads
-    if "bipe-alibi" in settings.schemes and heads < 8:
-        notes.append(f"bipe-alibi has scale 96 on {heads} heads; the paper's slopes need at least 8 heads.")
-    long_enough = sum(len(document) >= settings.lengths[-1] for document in corpus.test)
-    if long_enough == 1:
-        notes.append("All windows come from one test document: the intervals say nothing about other texts.")
-    return notes
+def _curves(out: Path, name: str, seed: int) -> dict[str, Curve]:
+    return load_curves(out / f"runs/{name}-{seed}" / LOSSES)

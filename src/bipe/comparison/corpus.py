@@ -1,4 +1,4 @@
-"""The text of a comparison as tokens, made once and kept in its folder."""
+"""What a comparison trains and tests on; text is made into tokens once and kept in its folder."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,58 +7,46 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedTokenizerBase
 
-from bipe.data import (
-    PackedBlocks,
-    encode,
-    hold_out_tails,
-    load_documents,
-    load_tokenizer,
-    pack,
-    split_documents,
-    token_bytes,
-    train_tokenizer,
-)
+from bipe.data import encode, load_documents, load_tokenizer, split_documents, token_bytes, train_tokenizer
+from bipe.data.packing import hold_out_tails
 from bipe.storage import read_tensors, write_tensors
+from bipe.training.material import Arithmetic, Material, Text
 
-from .settings import Comparison
+from .settings import MARKER, Comparison
 
 FILE = "corpus.safetensors"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The text of a comparison as tokens.
+    """What a comparison trains and tests on.
 
     Attributes:
-        train: documents, each `(n,)` int64.
-        validation: the held-out ends of the training documents, or documents of their own.
-        test: documents.
-        tokenizer: what cut them.
+        material: to train and validate on.
+        test: documents, none of arithmetic.
         token_bytes: `(V,)` int64, UTF-8 bytes of each token.
     """
 
-    train: list[Tensor]
-    validation: list[Tensor]
+    material: Material
     test: list[Tensor]
-    tokenizer: PreTrainedTokenizerBase
     token_bytes: Tensor
 
-    def blocks(self, length: int) -> PackedBlocks:
-        """The training text in blocks of `length` tokens."""
-        return pack(self.train, length, self._eos, name="training text")
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What cut the text."""
+        return self.material.tokenizer
 
     def validation_blocks(self, length: int, most: int) -> Subset[dict[str, Tensor]]:
         """At most so many blocks of the validation text, spread evenly."""
-        blocks = pack(self.validation, length, self._eos, name="validation text")
+        blocks = self.material.validation_blocks(length)
         count = min(most, len(blocks))
-        return Subset(blocks, [index * len(blocks) // count for index in range(count)])
-
-    @property
-    def _eos(self) -> int | None:
-        return cast("int | None", self.tokenizer.eos_token_id)
+        return Subset(
+            cast("Dataset[dict[str, Tensor]]", blocks),
+            [index * len(blocks) // count for index in range(count)],
+        )
 
 
 def make_corpus(settings: Comparison, out: Path) -> None:
@@ -67,9 +55,9 @@ def make_corpus(settings: Comparison, out: Path) -> None:
     Raises:
         ValueError: there is no text where it should be.
     """
-    if (out / FILE).exists():
-        return
     data = settings.data
+    if (out / FILE).exists() or data.train is None:
+        return
     train = load_documents(data.train, limit=data.max_documents)
     if settings.test is None:
         train, test = split_documents(train)
@@ -99,11 +87,15 @@ def make_corpus(settings: Comparison, out: Path) -> None:
 
 @lru_cache(maxsize=1)
 def load_corpus(out: Path) -> Corpus:
-    """Read what `make_corpus` left in the folder."""
+    """What the comparison in this folder, after `make_corpus`, trains and tests on."""
+    settings = Comparison.model_validate_json((out / MARKER).read_text(encoding="utf-8"))
+    if settings.data.arithmetic is not None:
+        problems = Arithmetic(settings.data.arithmetic)
+        return Corpus(problems, [], token_bytes(problems.tokenizer))
     tensors = read_tensors(out / FILE)
-    parts = {
-        name: list(tensors[name].long().split(tensors[f"{name}_lengths"].tolist()))
+    train, validation, test = (
+        list(tensors[name].long().split(tensors[f"{name}_lengths"].tolist()))
         for name in ("train", "validation", "test")
-    }
+    )
     tokenizer = load_tokenizer(str(out / "tokenizer"))
-    return Corpus(**parts, tokenizer=tokenizer, token_bytes=token_bytes(tokenizer))
+    return Corpus(Text(train, validation, tokenizer), test, token_bytes(tokenizer))

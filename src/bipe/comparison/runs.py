@@ -1,5 +1,6 @@
 """One run of a comparison: train, then measure."""
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +12,25 @@ from pathlib import Path
 
 import torch
 
+from bipe.evaluation.arithmetic import answered_right
 from bipe.evaluation.length_curve import save_curves, window_losses
+from bipe.evaluation.tasks import TASKS, TaskOptions
+from bipe.models.checkpoint import Checkpoint
+from bipe.training.history import Measure
+from bipe.training.material import Arithmetic
 from bipe.training.recipe import Recipe, TrainingSettings
+from bipe.training.run_folder import write_whole
 from bipe.training.train import configure, train_model
 from bipe.training.trainer import TrainingDiverged
 
-from .corpus import load_corpus
-from .settings import Comparison
+from .corpus import Corpus, load_corpus
+from .settings import MARKER, Comparison
 
-MARKER = "comparison.json"
+LOSSES = "losses.safetensors"
+"""Of a run: what every window lost at every length."""
+
+OTHER_SCORES = "scores.jsonl"
+"""Of a run: what was measured beside length curves."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +40,16 @@ class Job:
     Attributes:
         out: the comparison's folder.
         folder: the run's folder, relative to it.
-        scheme: its scheme.
+        name: of its scheme or arm.
         seed: its seed.
         learning_rate: its learning rate.
         steps: its optimiser steps.
-        measure: whether the length curves are measured afterwards.
+        measure: whether it is measured afterwards.
     """
 
     out: Path
     folder: str
-    scheme: str
+    name: str
     seed: int
     learning_rate: float
     steps: int
@@ -95,23 +106,39 @@ def run(job: Job) -> int:
 
 def _train_and_measure(job: Job) -> int:
     settings = Comparison.model_validate_json((job.out / MARKER).read_text(encoding="utf-8"))
-    corpus, length = load_corpus(job.out), settings.data.train_length
+    corpus, length = load_corpus(job.out), settings.data.block_length
     recipe = recipe_of(settings, job)
     folder = job.out / job.folder
     trained = train_model(
-        configure(recipe, corpus.tokenizer, corpus.train),
-        corpus.blocks(length),
+        configure(recipe, corpus.material),
+        corpus.material.blocks(length),
         corpus.validation_blocks(length, settings.evaluation.validation_blocks),
         recipe.training,
         folder,
         seed=job.seed,
+        measure=_accuracy(corpus) if job.measure else None,
     )
     corpus.tokenizer.save_pretrained(folder)
-    losses = folder / "losses.safetensors"
-    if job.measure and not losses.exists():
+    if job.measure:
+        _measure(settings, corpus, Checkpoint(folder, trained.model, corpus.tokenizer))
+    return trained.model.num_parameters()
+
+
+def _accuracy(corpus: Corpus) -> Measure | None:
+    """What is measured of arithmetic while a model is trained: the share of problems answered right."""
+    if not isinstance(corpus.material, Arithmetic):
+        return None
+    blocks = corpus.material.validation_blocks()
+    return lambda model: {"validation_accuracy": float(answered_right(model, blocks).float().mean())}
+
+
+def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> None:
+    """Leave what comes out of each task in the run's folder, where it is not there yet."""
+    losses, others = checkpoint.directory / LOSSES, checkpoint.directory / OTHER_SCORES
+    if "length-curve" in settings.tasks and not losses.exists():
         curves = {
             protocol: window_losses(
-                trained.model,
+                checkpoint.model,
                 corpus.test,
                 settings.lengths,
                 protocol,
@@ -121,7 +148,16 @@ def _train_and_measure(job: Job) -> int:
             for protocol in settings.evaluation.protocols
         }
         save_curves(losses, curves)
-    return trained.model.num_parameters()
+    if others.exists():
+        return
+    options = TaskOptions(lengths=settings.lengths, max_windows=settings.evaluation.problems)
+    scores = [
+        score
+        for task in settings.tasks
+        if task != "length-curve"
+        for score in TASKS[task](checkpoint, options)
+    ]
+    write_whole(others, "".join(json.dumps(score.to_dict()) + "\n" for score in scores))
 
 
 def recipe_of(settings: Comparison, job: Job) -> Recipe:
@@ -137,11 +173,12 @@ def recipe_of(settings: Comparison, job: Job) -> Recipe:
         "warmup_steps": min(full.warmup_steps, full.steps // 5),
         "schedule_steps": full.schedule_steps if job.measure else full.schedule_steps or full.steps,
     }
+    arm = settings.arm(job.name)
     return Recipe(
-        scheme=job.scheme,
-        rule=settings.rule,
+        scheme=arm.scheme,
+        rule=arm.rule or settings.rule,
         seed=job.seed,
         data=settings.data,
-        model=settings.model,
+        model=settings.model_of(job.name),
         training=TrainingSettings(**training),
     )

@@ -1,35 +1,60 @@
 """What decides a comparison."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from bipe.evaluation.length_curve import PROTOCOLS
+from bipe.evaluation.tasks import TASKS
 from bipe.models import SCHEMES
 from bipe.registry import choose
 from bipe.segmentation import check_rule
-from bipe.training.recipe import DataSettings, ModelSettings, Settings, Sources, TrainingSettings
+from bipe.training.recipe import DataSettings, ModelSettings, Settings, TrainingSettings
+
+MARKER = "comparison.json"
+"""The file that makes a folder a comparison's, with its settings."""
+
+
+class Arm(Settings):
+    """A scheme with settings of its own."""
+
+    scheme: str
+    """A key of `bipe.SCHEMES`."""
+    rule: str | None = None
+    """The rule by which tokens end a segment; null for the comparison's."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the model that differ from the comparison's, such as {hidden_size: 64}."""
 
 
 class EvaluationSettings(Settings):
     """How the trained models are measured."""
 
-    lengths: list[Annotated[int, Field(ge=2)]] | None = None
-    """Context lengths in tokens; null for 1, 2, 4, 8 and 16 times the training length."""
+    tasks: list[str] | None = None
+    """What is measured, as `bipe evaluate` names it; null for length-curve on text and for arithmetic."""
+    lengths: list[Annotated[int, Field(ge=1)]] | None = None
+    """Context lengths in tokens, null for 1, 2, 4, 8 and 16 times the training length; of arithmetic, numbers
+    of operations, null for the trained one."""
     protocols: list[str] = Field(default=["same_targets", "blocks"], min_length=1)
     """How the test text is cut."""
     max_windows: int | None = Field(default=256, ge=1)
     """Windows at most, spread evenly; null for all. Protocol `blocks` takes the same text at every length,
     and so fewer windows at the longer ones."""
+    problems: int = Field(default=1000, ge=1)
+    """Arithmetic problems of each length."""
     validation_blocks: int = Field(default=64, ge=1)
-    """Blocks of validation text at most, spread evenly."""
+    """Blocks of validation text, or problems, at most, spread evenly."""
 
 
 class ComparisonData(DataSettings):
     """The text; without any named, the sources of Python's standard library."""
 
-    train: Sources = ["stdlib"]
-    """Where the training text comes from: files, folders, globs, `hf:NAME[:config][:split]` or `stdlib`."""
+    @model_validator(mode="before")
+    @classmethod
+    def _take_stdlib(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not (values.get("train") or values.get("arithmetic")):
+            return {**values, "train": ["stdlib"]}
+        return values
 
 
 class ComparisonTraining(TrainingSettings):
@@ -55,8 +80,10 @@ class ComparisonTraining(TrainingSettings):
 class Comparison(Settings):
     """All that decides a comparison; its runs differ in scheme, seed and learning rate alone."""
 
-    schemes: list[str] = Field(default=["rope", "alibi", "bipe-rope", "bipe-alibi"], min_length=1)
+    schemes: list[str] = ["rope", "alibi", "bipe-rope", "bipe-alibi"]
     """Keys of `bipe.SCHEMES`."""
+    arms: dict[str, Arm] = Field(default_factory=dict)
+    """More to compare, by name: schemes with settings of their own."""
     seeds: int = Field(default=1, ge=1, le=1000)
     """Runs of each scheme, with the seeds 0, 1, ..."""
     rule: str = "paper"
@@ -77,10 +104,34 @@ class Comparison(Settings):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
 
     @property
+    def names(self) -> list[str]:
+        """Of all that is compared: the schemes, and the arms."""
+        return [*self.schemes, *self.arms]
+
+    def arm(self, name: str) -> Arm:
+        """What goes by this name."""
+        return self.arms[name] if name in self.arms else Arm(scheme=name)
+
+    def model_of(self, name: str) -> ModelSettings:
+        """The size of the model that goes by this name."""
+        return ModelSettings.model_validate({**self.model.model_dump(), **self.arm(name).model})
+
+    @property
+    def tasks(self) -> list[str]:
+        """What is measured."""
+        return self.evaluation.tasks or ["length-curve" if self.data.arithmetic is None else "arithmetic"]
+
+    @property
+    def train_length(self) -> int:
+        """The trained length, in the unit of `lengths`."""
+        arithmetic = self.data.arithmetic
+        return self.data.train_length if arithmetic is None else arithmetic.operators
+
+    @property
     def lengths(self) -> list[int]:
-        """The context lengths to test at, ascending."""
-        chosen = self.evaluation.lengths or [factor * self.data.train_length for factor in (1, 2, 4, 8, 16)]
-        return sorted(set(chosen))
+        """The lengths to test at, ascending: tokens, or of arithmetic operations."""
+        factors = (1, 2, 4, 8, 16) if self.data.arithmetic is None else (1,)
+        return sorted(set(self.evaluation.lengths or [factor * self.train_length for factor in factors]))
 
     def check(self) -> None:
         """Check the names.
@@ -89,14 +140,40 @@ class Comparison(Settings):
             ValueError: a scheme, rule or protocol is unknown, the message lists the choices, or something is
                 named twice.
         """
-        for scheme in self.schemes:
-            choose("scheme", SCHEMES, scheme)
-        check_rule(self.rule)
+        if not self.names:
+            raise ValueError("There is nothing to compare: name schemes or arms.")
+        for name in self.names:
+            choose("scheme", SCHEMES, self.arm(name).scheme)
+            check_rule(self.arm(name).rule or self.rule)
+        for name in self.arms:
+            self._check_arm(name)
+        self._check_tasks()
         for protocol in self.evaluation.protocols:
             choose("protocol", PROTOCOLS, protocol)
         if len(set(self.evaluation.protocols)) < len(self.evaluation.protocols):
             raise ValueError(f"Each protocol is measured once; got {', '.join(self.evaluation.protocols)}.")
         if len(set(self.learning_rates)) < len(self.learning_rates):
             raise ValueError(f"Each learning rate is tried once; got {self.learning_rates}.")
-        if len(set(self.schemes)) < len(self.schemes):
-            raise ValueError(f"Each scheme is compared once; got {', '.join(self.schemes)}.")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"Each scheme is compared once; got {', '.join(self.names)}.")
+
+    def _check_arm(self, name: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+._-]*", name):
+            raise ValueError(
+                f"The name of an arm is that of folders too: letters, digits and + . _ -; got {name!r}."
+            )
+        try:
+            self.model_of(name)
+        except ValidationError as error:
+            found = error.errors()[0]
+            raise ValueError(f"arms.{name}.model.{found['loc'][0]}: {found['msg']}.") from None
+
+    def _check_tasks(self) -> None:
+        for task in self.tasks:
+            choose("task", TASKS, task)
+        kinds = ["length-curve", "arithmetic"]
+        needed, other = kinds if self.data.arithmetic is None else kinds[::-1]
+        if needed not in self.tasks or other in self.tasks:
+            raise ValueError(f"A comparison on such data measures {needed}; got {', '.join(self.tasks)}.")
+        if needed == "length-curve" and self.lengths[0] < 2:
+            raise ValueError(f"Lengths are whole numbers of tokens, at least 2; got {self.lengths}.")

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from bipe.data import encode, load_documents, token_bytes
 from bipe.models.checkpoint import Checkpoint
 
+from .arithmetic import score_arithmetic, trained_operators
 from .base import Run, Score
 from .length_curve import ENOUGH_WINDOWS, length_curve, scheme_name
+
+PROBLEMS = 1000
+"""Arithmetic problems of each length where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -16,16 +20,18 @@ class TaskOptions:
     """What a task is run with.
 
     Attributes:
-        data: sources of text, as `load_documents` takes them.
-        lengths: context lengths in tokens; empty for 1, 2, 4, 8 and 16 times the training length.
+        data: sources of text, as `load_documents` takes them, for tasks on text.
+        lengths: context lengths in tokens, empty for 1, 2, 4, 8 and 16 times the training length; of
+            arithmetic, numbers of operations, empty for the trained one.
         protocol: how the text is cut.
-        max_windows: at most so many windows, of the shortest length for `"blocks"`; None for all.
+        max_windows: at most so many windows, of the shortest length for `"blocks"`; of arithmetic, so many
+            problems of each length. None for the task's own number.
     """
 
-    data: Sequence[str]
+    data: Sequence[str] = ()
     lengths: Sequence[int] = ()
     protocol: str = "same_targets"
-    max_windows: int | None = ENOUGH_WINDOWS
+    max_windows: int | None = None
 
 
 def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]:
@@ -34,6 +40,8 @@ def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[S
     Raises:
         ValueError: there is no text, or a length does not fit in it.
     """
+    if not options.data:
+        raise ValueError("A length curve needs test text: give --data.")
     documents = encode(load_documents(list(options.data)), checkpoint.tokenizer)
     base = checkpoint.model.config.max_position_embeddings
     return length_curve(
@@ -43,8 +51,19 @@ def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[S
         options.protocol,
         token_bytes(checkpoint.tokenizer),
         run=_run_of(checkpoint),
-        max_windows=options.max_windows,
+        max_windows=options.max_windows or ENOUGH_WINDOWS,
     )
+
+
+def measure_arithmetic(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]:
+    """Accuracy of a checkpoint on arithmetic problems of growing length.
+
+    Raises:
+        ValueError: as `score_arithmetic`.
+    """
+    model, problems = checkpoint.model, options.max_windows or PROBLEMS
+    operators = options.lengths or [trained_operators(model)]
+    return score_arithmetic(model, operators, problems, run=_run_of(checkpoint))
 
 
 def _run_of(checkpoint: Checkpoint) -> Run:
@@ -60,4 +79,7 @@ def _run_of(checkpoint: Checkpoint) -> Run:
         raise ValueError(f"{record} is not the record of a training run; delete it to go without.") from None
 
 
-TASKS: dict[str, Callable[[Checkpoint, TaskOptions], list[Score]]] = {"length-curve": measure_length_curve}
+TASKS: dict[str, Callable[[Checkpoint, TaskOptions], list[Score]]] = {
+    "arithmetic": measure_arithmetic,
+    "length-curve": measure_length_curve,
+}

@@ -14,11 +14,14 @@ from matplotlib.figure import Figure
 
 from bipe.report.palette import Style, scheme_styles, theme_css
 from bipe.report.plots import (
+    LENGTH_UNITS,
     convergence_figure,
     length_curve_figure,
+    metric_curves,
     perplexity_curves,
     scheme_panels_figure,
     segment_histogram_figure,
+    task_figure,
 )
 from bipe.report.records import read_records
 from bipe.report.rendering import figure_png, figure_svg
@@ -34,9 +37,12 @@ from bipe.report.tables import (
     score_table,
     segment_table,
     sweep_table,
+    task_table,
 )
 
 Record = Mapping[str, Any]
+
+CURVE_TASK = "length-curve"
 
 # Below this many windows an interval is itself too uncertain to lean on (DESIGN: protocol same_targets).
 _ENOUGH_WINDOWS = 256
@@ -86,13 +92,32 @@ class Run:
         return list(dict.fromkeys(row["protocol"] for row in self.scores if row["metric"] == "perplexity"))
 
     @property
+    def shares(self) -> list[tuple[str, str]]:
+        """(task, metric) of what was measured beside length curves, in the order measured."""
+        return list(
+            dict.fromkeys((row["task"], row["metric"]) for row in self.scores if row["task"] != CURVE_TASK)
+        )
+
+    @property
+    def metric(self) -> str:
+        """What models are judged by first, and what validation tells of them while they are trained."""
+        return "perplexity" if self.protocols else self.shares[0][1]
+
+    @property
+    def unit(self) -> str:
+        """What lengths count."""
+        return "tokens of context" if self.protocols else LENGTH_UNITS.get(self.shares[0][0], "tokens")
+
+    @property
     def train_length(self) -> int:
-        """The trained length in tokens; the shortest tested one where the settings are missing."""
+        """The trained length; the shortest tested one where the settings are missing."""
         return self.settings.get("train_length") or self.lengths[0]
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `summary.md`, `report.html` and `length_curve.png` into a run folder, finished or not.
+    """Write `summary.md`, `report.html` and a chart, such as `length_curve.png`, into a run folder.
+
+    The runs may be unfinished.
 
     Args:
         run_dir: the folder that `bipe compare` fills.
@@ -101,7 +126,7 @@ def write_report(run_dir: str | Path) -> Path:
         The path of `report.html`.
 
     Raises:
-        ValueError: the folder has no perplexity yet, or one of its files is broken.
+        ValueError: the folder has no scores yet, or one of its files is broken.
     """
     folder = Path(run_dir)
     run = read_run(folder)
@@ -118,10 +143,13 @@ def write_report(run_dir: str | Path) -> Path:
     summary, page = folder / "summary.md", folder / "report.html"
     summary.write_text(environment.get_template("summary.md").render(context), encoding="utf-8")
     page.write_text(environment.get_template("report.html").render(context | _charts(run)), encoding="utf-8")
-    picture = length_curve_figure(
-        run.scores, run.protocols[0], run.train_length, styles=scheme_styles(run.schemes)
-    )
-    (folder / "length_curve.png").write_bytes(figure_png(picture))
+    styles = scheme_styles(run.schemes)
+    if run.protocols:
+        picture = length_curve_figure(run.scores, run.protocols[0], run.train_length, styles=styles)
+        (folder / "length_curve.png").write_bytes(figure_png(picture))
+    for task, metric in run.shares:
+        picture = task_figure(run.scores, task, metric, run.train_length, styles=styles)
+        (folder / f"{task}.png").write_bytes(figure_png(picture))
     return page
 
 
@@ -129,12 +157,13 @@ def read_run(folder: Path) -> Run:
     """Read what a run folder holds.
 
     Raises:
-        ValueError: there is no perplexity in `scores.jsonl`, or a file is broken.
+        ValueError: there is no score in `scores.jsonl`, or a file is broken.
     """
     scores = read_records(folder / "scores.jsonl")
-    if not any(row["metric"] == "perplexity" for row in scores):
+    if not any(row["metric"] == "perplexity" or row["task"] != CURVE_TASK for row in scores):
         raise ValueError(
-            f"{folder} holds no perplexity in scores.jsonl. Give the --out folder of `bipe compare`."
+            f"{folder} holds no perplexity or other score in scores.jsonl. Give the --out folder of "
+            "`bipe compare`."
         )
     run = Run(
         scores=scores,
@@ -150,15 +179,17 @@ def read_run(folder: Path) -> Run:
 
 
 def missing_runs(run: Run) -> list[str]:
-    """Say which planned runs have no perplexity, or not at every planned length of every planned protocol."""
+    """Say which planned runs have no score, or not at every planned length of what was planned."""
     measured = {
-        (row["scheme"], row["seed"], row["protocol"], row["length"])
+        (row["scheme"], row["seed"], _kind(row), row["length"])
         for row in run.scores
-        if row["metric"] == "perplexity"
+        if row["metric"] == "perplexity" or row["task"] != CURVE_TASK
     }
+    tasks, protocols = run.settings.get("tasks", [CURVE_TASK]), run.settings.get("protocols", run.protocols)
     planned = [
-        (protocol, length)
-        for protocol in run.settings.get("protocols", run.protocols)
+        (kind, length)
+        for task in tasks
+        for kind in (protocols if task == CURVE_TASK else [task])
         for length in run.settings.get("lengths", [])
     ]
     found: list[str] = []
@@ -166,12 +197,18 @@ def missing_runs(run: Run) -> list[str]:
         for seed in run.settings.get("seeds", []):
             absent = [key for key in planned if (scheme, seed, *key) not in measured]
             if absent and len(absent) == len(planned):
-                found.append(f"{scheme}, seed {seed}: no perplexity yet")
+                found.append(f"{scheme}, seed {seed}: no {run.metric} yet")
             elif absent:
                 found.append(
-                    f"{scheme}, seed {seed}: no perplexity for " + ", ".join(f"{p} at {n}" for p, n in absent)
+                    f"{scheme}, seed {seed}: no {run.metric} for "
+                    + ", ".join(f"{p} at {n}" for p, n in absent)
                 )
     return found
+
+
+def _kind(row: Record) -> str:
+    """What a score belongs to: the protocol of a length curve, or another task."""
+    return row["protocol"] if row["task"] == CURVE_TASK else row["task"]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -191,15 +228,20 @@ def _context(run: Run) -> dict[str, Any]:
     missing = missing_runs(run)
     planned = len(run.settings.get("schemes", [])) * len(run.settings.get("seeds", []))
     rates = run.settings.get("learning_rates", {})
-    main = run.protocols[0]
+    main = run.protocols[0] if run.protocols else ""
     return {
         "run": run,
+        "title": "Perplexity beyond the trained length" if run.protocols else _share_title(*run.shares[0]),
         "missing": missing,
         "finished": planned - len(missing),
         "planned": planned,
         "notes": [*run.settings.get("notes", []), *_few_windows(run)],
         "titles": _PROTOCOL_TITLES,
-        "overview": overview_table(run.scores, main),
+        "overview": overview_table(run.scores, main) if run.protocols else None,
+        "share_tables": {
+            _share_title(task, metric): task_table(run.scores, task, metric, rates)
+            for task, metric in run.shares
+        },
         "main_protocol": main,
         "score_tables": {protocol: score_table(run.scores, protocol, rates) for protocol in run.protocols},
         "differences": _difference_tables(run),
@@ -207,6 +249,10 @@ def _context(run: Run) -> dict[str, Any]:
         "segment_table": segment_table(run.segments) if run.segments.get("lengths") else None,
         "facts": _facts(run),
     }
+
+
+def _share_title(task: str, metric: str) -> str:
+    return f"{metric.capitalize()} in {task}"
 
 
 def _few_windows(run: Run) -> list[str]:
@@ -230,7 +276,7 @@ def _difference_tables(run: Run) -> list[tuple[str, str, Table]]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """The settings as pairs of name and text, without those shown elsewhere."""
     settings, data, tokenizer = run.settings, run.settings.get("data", {}), run.settings.get("tokenizer", {})
-    facts: list[tuple[str, str]] = [("trained length", f"{run.train_length:,} tokens")]
+    facts: list[tuple[str, str]] = [("trained length", f"{run.train_length:,} {run.unit}")]
     facts.append(("tested lengths", ", ".join(f"{length:,}" for length in run.lengths)))
     facts.append(("schemes", ", ".join(run.schemes)))
     facts.append(("seeds", ", ".join(map(str, run.seeds))))
@@ -247,6 +293,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             documents, tokens = data.get(f"{part}_documents", 0), data.get(f"{part}_tokens", 0)
             size = f"{documents:,} document{'' if documents == 1 else 's'}, {tokens:,} tokens"
             facts.append((f"{part} text", f"{_listing(data[part])} ({size})"))
+    if data.get("arithmetic"):
+        problems = ", ".join(f"{name} {value:,}" for name, value in data["arithmetic"].items())
+        facts.append(("arithmetic", problems))
+    for name, arm in settings.get("arms", {}).items():
+        facts.append((name, json.dumps(arm)))
     if settings.get("model"):
         facts.append(("model", ", ".join(f"{name} {value}" for name, value in settings["model"].items())))
     return facts
@@ -279,8 +330,8 @@ def _charts(run: Run) -> dict[str, Any]:
     styles = scheme_styles(run.schemes)
     curves = {protocol: _length_charts(run, protocol, styles) for protocol in run.protocols}
     convergence = segments = None
-    if any("validation_perplexity" in row for rows in run.histories.values() for row in rows):
-        draw = partial(convergence_figure, run.histories, styles=styles)
+    if any(f"validation_{run.metric}" in row for rows in run.histories.values() for row in rows):
+        draw = partial(convergence_figure, run.histories, metric=run.metric, styles=styles)
         convergence = _chart("convergence", _convergence_label(run), draw)
     if run.segments.get("lengths"):
         label = (
@@ -289,6 +340,9 @@ def _charts(run: Run) -> dict[str, Any]:
         segments = _chart("segments", label, partial(segment_histogram_figure, run.segments))
     return {
         "curves": curves,
+        "share_charts": {
+            _share_title(task, metric): _share_chart(run, task, metric, styles) for task, metric in run.shares
+        },
         "convergence": convergence,
         "segment_chart": segments,
         "roles": {scheme: style.role for scheme, style in styles.items()},
@@ -321,13 +375,26 @@ def _length_charts(run: Run, protocol: str, styles: Mapping[str, Style]) -> list
     return charts
 
 
+def _share_chart(run: Run, task: str, metric: str, styles: Mapping[str, Style]) -> Chart:
+    curves = metric_curves((row for row in run.scores if row["task"] == task), metric)
+    ends = [
+        f"{scheme} seed {seed}: {curve[0]['value']:.1%} at {curve[0]['length']}, "
+        f"{curve[-1]['value']:.1%} at {curve[-1]['length']}"
+        for (scheme, seed), curve in curves.items()
+    ]
+    label = f"Line chart of {metric} against length, task {task}. {'; '.join(ends)}."
+    draw = partial(task_figure, run.scores, task, metric, run.train_length, styles=styles)
+    return _chart(f"task-{task}-{metric}", label, draw)
+
+
 def _convergence_label(run: Run) -> str:
+    name = f"validation_{run.metric}"
     ends = [
         f"{scheme} seed {seed}: {number(found[-1])}"
         for (scheme, seed), rows in run.histories.items()
-        if (found := [row["validation_perplexity"] for row in rows if "validation_perplexity" in row])
+        if (found := [row[name] for row in rows if name in row])
     ]
-    return f"Line chart of validation perplexity against training steps. At the end: {'; '.join(ends)}."
+    return f"Line chart of validation {run.metric} against training steps. At the end: {'; '.join(ends)}."
 
 
 def row_groups(table: Table) -> list[list[list[Cell]]]:

@@ -103,28 +103,78 @@ def scheme_panels_figure(
     return figure
 
 
-def convergence_figure(
-    histories: Mapping[tuple[str, int], Sequence[Record]],
+def task_figure(
+    scores: Iterable[Record],
+    task: str,
+    metric: str,
+    trained: int,
     *,
     styles: Mapping[str, Style] | None = None,
     shape: Shape = "wide",
 ) -> Figure:
-    """Draw validation perplexity at the trained length against training steps, a line for each run.
+    """Draw a share, such as an accuracy, against the length of what was asked, with its interval.
 
     Args:
-        histories: rows of `history.jsonl` by (scheme, seed), drawn where they hold a validation perplexity.
+        scores: score rows; those of `task` with `metric` are drawn.
+        task: such as `"arithmetic"`.
+        metric: such as `"accuracy"`, between 0 and 1.
+        trained: the trained length, marked by a vertical line.
         styles, shape: as in `length_curve_figure`.
 
     Raises:
-        ValueError: no history holds a validation perplexity.
+        ValueError: there is nothing to draw.
     """
-    points = {key: found for key, rows in histories.items() if (found := _validation_points(rows))}
+    curves = metric_curves((row for row in scores if row["task"] == task), metric)
+    styles = styles or scheme_styles(scheme for scheme, _ in curves)
+    figure, axes = _canvas(shape)
+    _set_share_scale(axes)
+    lengths = _lengths(curves)
+    if lengths[-1] > 4 * lengths[0]:
+        axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(lengths))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.axvline(trained, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
+    for (scheme, _), curve in curves.items():
+        _draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2, cut=False)
+    axes.set_xlabel(LENGTH_UNITS.get(task, "text length in tokens") + " (dotted: trained)")
+    axes.set_ylabel(metric)
+    ends = {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
+    _name_lines(axes, ends, styles, shape)
+    return figure
+
+
+LENGTH_UNITS = {"arithmetic": "operations in a problem"}
+"""What the lengths of a task count, where it is not tokens."""
+
+
+def convergence_figure(
+    histories: Mapping[tuple[str, int], Sequence[Record]],
+    *,
+    metric: str = "perplexity",
+    styles: Mapping[str, Style] | None = None,
+    shape: Shape = "wide",
+) -> Figure:
+    """Draw what validation found at the trained length against training steps, a line for each run.
+
+    Args:
+        histories: rows of `history.jsonl` by (scheme, seed), drawn where they hold it.
+        metric: `"perplexity"`, or a share such as `"accuracy"`.
+        styles, shape: as in `length_curve_figure`.
+
+    Raises:
+        ValueError: no history holds it.
+    """
+    points = {key: found for key, rows in histories.items() if (found := _validation_points(rows, metric))}
     if not points:
-        raise ValueError("No history holds a validation_perplexity, so there is no convergence to draw.")
+        raise ValueError(f"No history holds a validation_{metric}, so there is no convergence to draw.")
     styles = styles or scheme_styles(scheme for scheme, _ in points)
     figure, axes = _canvas(shape)
     values = [value for curve in points.values() for _, value in curve]
-    _set_perplexity_scale(axes, (min(values), max(values)))
+    if metric == "perplexity":
+        _set_perplexity_scale(axes, (min(values), max(values)))
+    else:
+        _set_share_scale(axes)
     for (scheme, _), curve in points.items():
         steps, perplexities = zip(*curve, strict=True)
         style = styles[scheme]
@@ -138,7 +188,7 @@ def convergence_figure(
             linewidth=1.3,
         )
     axes.set_xlabel("training step")
-    axes.set_ylabel(_with_scale("validation perplexity", axes))
+    axes.set_ylabel(_with_scale(f"validation {metric}", axes))
     axes.set_xlim(right=max(curve[-1][0] for curve in points.values()))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -190,14 +240,29 @@ def perplexity_curves(scores: Iterable[Record], protocol: str) -> dict[tuple[str
     Raises:
         ValueError: there is none.
     """
+    return metric_curves((row for row in scores if row["protocol"] == protocol), "perplexity", protocol)
+
+
+def metric_curves(
+    scores: Iterable[Record], metric: str, protocol: str | None = None
+) -> dict[tuple[str, int], Curve]:
+    """Return the rows of a metric by (scheme, seed), in order; lengths rise.
+
+    Args:
+        scores: score rows.
+        metric: such as `"perplexity"`.
+        protocol: of all the rows, for the message.
+
+    Raises:
+        ValueError: there is none.
+    """
     curves: dict[tuple[str, int], dict[int, Record]] = {}
     for row in scores:
-        if row["metric"] == "perplexity" and row["protocol"] == protocol:
+        if row["metric"] == metric:
             curves.setdefault((row["scheme"], row["seed"]), {})[row["length"]] = row
     if not curves:
-        raise ValueError(
-            f"The scores hold no perplexity of protocol {protocol!r}, so there is no curve to draw."
-        )
+        of = "" if protocol is None else f" of protocol {protocol!r}"
+        raise ValueError(f"The scores hold no {metric}{of}, so there is no curve to draw.")
     order = {scheme: n for n, (scheme, _) in reversed(list(enumerate(curves)))}
     keys = sorted(curves, key=lambda key: (order[key[0]], key[1]))
     return {key: [curves[key][length] for length in sorted(curves[key])] for key in keys}
@@ -255,6 +320,12 @@ def _set_perplexity_scale(axes: Axes, bounds: tuple[float, float]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
+def _set_share_scale(axes: Axes) -> None:
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+
+
 def _with_scale(name: str, axes: Axes) -> str:
     return f"{name}, log scale" if axes.get_yscale() == "log" else name
 
@@ -296,12 +367,14 @@ def _set_length_scale(
     axes.xaxis.labelpad = 17
 
 
-def _draw_curve(axes: Axes, curve: Curve, style: Style, *, width: float) -> None:
+def _draw_curve(axes: Axes, curve: Curve, style: Style, *, width: float, cut: bool = True) -> None:
+    """Draw a curve with its interval and, if asked to, what cutting texts to the shortest length gives."""
     lengths, values, lows, highs = zip(
         *((row["length"], row["value"], row["low"], row["high"]) for row in curve), strict=True
     )
-    ends = [lengths[0], axes.get_xlim()[1]]
-    axes.plot(ends, [values[0]] * 2, color=style.colour, linewidth=0.9, linestyle=(0, (5, 3)), alpha=0.55)
+    if cut:
+        ends = [lengths[0], axes.get_xlim()[1]]
+        axes.plot(ends, [values[0]] * 2, color=style.colour, linewidth=0.9, linestyle=(0, (5, 3)), alpha=0.55)
     axes.fill_between(lengths, lows, highs, color=style.colour, alpha=0.13, linewidth=0)
     axes.vlines(lengths, lows, highs, color=style.colour, linewidth=0.9, alpha=0.55)
     axes.plot(
@@ -339,8 +412,9 @@ def _beyond(axes: Axes, value: float) -> str:
     return f"↑ {short_number(float(f'{value:.3g}'))}" if value > axes.get_ylim()[1] else ""
 
 
-def _validation_points(rows: Sequence[Record]) -> list[tuple[int, float]]:
-    found = {row["step"]: row["validation_perplexity"] for row in rows if "validation_perplexity" in row}
+def _validation_points(rows: Sequence[Record], metric: str) -> list[tuple[int, float]]:
+    name = f"validation_{metric}"
+    found = {row["step"]: row[name] for row in rows if name in row}
     return sorted(found.items())
 
 

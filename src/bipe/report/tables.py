@@ -67,6 +67,50 @@ def score_table(
     return Table(header, rows, labels=2)
 
 
+def task_table(
+    scores: Iterable[Record], task: str, metric: str, learning_rates: Mapping[str, float] | None = None
+) -> Table:
+    """Return a row for each scheme and seed: a share at every length, what explains it, size, learning rate.
+
+    >>> score = {"scheme": "rope", "seed": 0, "task": "arithmetic", "protocol": "greedy", "length": 6}
+    >>> score |= {"metric": "accuracy", "value": 0.415, "low": 0.4, "high": 0.43, "parameters": 113000}
+    >>> score |= {"offsets_beyond_trained": 0.0, "tokens_per_segment": 1.0}
+    >>> table = task_table([score], "arithmetic", "accuracy")
+    >>> table.header[2], [cell.text for cell in table.rows[0]]
+    ('accuracy at 6', ['rope', '0', '41.5 %', '0 %', '1.00', '113,000', '–'])
+
+    Args:
+        scores: score rows; where a key was measured twice, the later row counts.
+        task: the rows of which task.
+        metric: the rows of which metric, between 0 and 1.
+        learning_rates: the learning rate of each scheme.
+    """
+    chosen = [row for row in scores if (row["task"], row["metric"]) == (task, metric)]
+    index = {(row["scheme"], row["seed"], metric, row["length"]): row for row in chosen}
+    lengths = sorted({row["length"] for row in chosen})
+    header = ["scheme", "seed", *(f"{metric} at {length:,}" for length in lengths)]
+    header += ["offsets beyond trained", "tokens per segment", "parameters", "learning rate"]
+    rows: list[list[Cell]] = []
+    for scheme, seed in scheme_seeds(index):
+        found = [index.get((scheme, seed, metric, length)) for length in lengths]
+        longest = [row for row in found if row is not None][-1]
+        rate = (learning_rates or {}).get(scheme)
+        beyond, per_segment = longest["offsets_beyond_trained"], longest["tokens_per_segment"]
+        last = [
+            "–" if value is None else write(value)
+            for value, write in ((beyond, percent), (per_segment, number))
+        ]
+        last += [f"{longest['parameters']:,}", "–" if rate is None else f"{rate:g}"]
+        rows.append([Cell(scheme), Cell(str(seed)), *map(_share_cell, found), *map(Cell, last)])
+    return Table(header, rows, labels=2)
+
+
+def _share_cell(score: Record | None) -> Cell:
+    if score is None:
+        return Cell("–")
+    return Cell(f"{100 * score['value']:.1f} %", f"{100 * score['low']:.1f}–{100 * score['high']:.1f}")
+
+
 def overview_table(scores: Iterable[Record], protocol: str) -> Table:
     """Return a row for each scheme and seed: shortest and longest perplexity, effective context.
 

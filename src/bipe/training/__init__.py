@@ -2,6 +2,7 @@
 
 from .extend import extend
 from .recipe import (
+    ArithmeticSettings,
     DataSettings,
     ModelSettings,
     Recipe,
@@ -14,6 +15,7 @@ from .recipe import (
 from .train import TrainedModel, load_run, train_model, train_recipe
 
 __all__ = [
+    "ArithmeticSettings",
     "DataSettings",
     "ModelSettings",
     "Recipe",

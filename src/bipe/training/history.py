@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .run_folder import write_whole
 
 Row = dict[str, Any]
 Progress = Callable[[Row], None]
+Measure = Callable[[PreTrainedModel], dict[str, float]]
+"""What is measured of a model at each validation, beside its loss, by names that start with `validation_`."""
 FILE = "history.jsonl"
 
 
@@ -19,7 +21,8 @@ class HistoryRecorder(TrainerCallback):
     """Appends a row to `history.jsonl` for each report of the trainer, and hands it on.
 
     Rows are `{"step", "loss", "learning_rate", "tokens_per_second"}` and `{"step", "validation_loss",
-    "validation_perplexity"}`. Tokens per second count no time spent in validating and saving.
+    "validation_perplexity"}` with what else was measured. Tokens per second count no time spent in validating
+    and saving.
 
     Args:
         run: the run's folder.
@@ -71,8 +74,8 @@ class HistoryRecorder(TrainerCallback):
             row = {"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
             self._record({**row, "tokens_per_second": self._rate(state.global_step)})
         elif "validation_loss" in logs:
-            names = ("validation_loss", "validation_perplexity")
-            self._record({"step": state.global_step, **{name: logs[name] for name in names}})
+            measured = {name: value for name, value in logs.items() if name.startswith("validation_")}
+            self._record({"step": state.global_step, **measured})
             self._skip_time()
 
     def _rate(self, step: int) -> float:

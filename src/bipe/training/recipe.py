@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from bipe.data.arithmetic import longest
+
 Size = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
@@ -24,11 +26,27 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+class ArithmeticSettings(Settings):
+    """Arithmetic problems in place of text; see `bipe.data.arithmetic`."""
+
+    operators: int = Field(default=6, ge=1, le=100)
+    """Operations in a problem."""
+    fewest_operators: Size | None = None
+    """Where given, problems have from so many operations on, evenly."""
+    problems: int = Field(default=1_000_000, ge=1, le=10**9)
+    """Problems to train on, made when they are needed."""
+    validation_problems: Size = 512
+    """Problems to validate on."""
+
+
 class DataSettings(Settings):
     """The text, and how it becomes blocks of tokens."""
 
-    train: Sources
+    train: Sources | None = None
     """Where the training text comes from: files, folders, globs, `hf:NAME[:config][:split]` or `stdlib`."""
+    arithmetic: ArithmeticSettings | None = None
+    """Arithmetic problems in place of text, such as {operators: 6}; they bring their own vocabulary, and a
+    block is as long as the longest."""
     validation: Sources | None = None
     """Where the validation text comes from; null holds out the last twentieth of each training document."""
     max_documents: Size | None = None
@@ -39,6 +57,22 @@ class DataSettings(Settings):
     """Tokens of a vocabulary trained here; a tokenizer that is loaded brings its own."""
     train_length: int = Field(default=128, ge=2, le=2**20)
     """Tokens in a training block."""
+
+    @property
+    def block_length(self) -> int:
+        """Tokens in a training block, of text or of problems."""
+        return self.train_length if self.arithmetic is None else longest(self.arithmetic.operators) + 1
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "DataSettings":
+        if (self.train is None) == (self.arithmetic is None):
+            raise ValueError("give either train, the text, or arithmetic.")
+        if self.arithmetic is None:
+            return self
+        for name in ("validation", "max_documents", "tokenizer", "vocab_size", "train_length"):
+            if getattr(self, name) != DataSettings.model_fields[name].default:
+                raise ValueError(f"{name} is a setting of text; leave it out beside arithmetic.")
+        return self
 
 
 class ModelSettings(Settings):
@@ -132,6 +166,8 @@ class TrainingSettings(Settings):
     """Train low-rank adapters, such as {rank: 8}, and not the weights; needs `start` and the package peft."""
     gradual_steps: Size | None = None
     """Steps over which the rotation moves from the token's index to the segment's, for retrofitting."""
+    loader_workers: int = Field(default=0, ge=0, le=256)
+    """Processes that make batches ahead of the training; 0 makes them where it runs."""
     tensorboard: bool = False
     """Whether to write events for TensorBoard beside the weights."""
 
@@ -165,7 +201,7 @@ class Recipe(Settings):
     start: str | None = None
     """Folder of a model to go on from, as `bipe convert` writes it, with its scheme, sizes and tokenizer."""
     rule: str = "paper"
-    """The rule by which tokens end a segment: paper, sentence, line or released."""
+    """The rule by which tokens end a segment: paper, sentence, line, released, or of arithmetic equals."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides initial weights, data order and dropout."""
     data: DataSettings

@@ -15,7 +15,7 @@ from .recipe import Recipe, TrainingSettings, load_recipe
 
 MARKER = "training.json"
 RECIPE = "recipe.yaml"
-BOOKKEEPING = frozenset({"checkpoint_every", "keep_checkpoints", "tensorboard"})
+BOOKKEEPING = frozenset({"checkpoint_every", "keep_checkpoints", "loader_workers", "tensorboard"})
 """Settings that may change between the parts of a run, as they do not change its outcome."""
 UNSTABLE_FIELDS = frozenset(
     {"dtype", "max_trained_offset", "original_max_segments", "transformers_version", "use_cache"}

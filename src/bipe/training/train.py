@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,8 @@ from typing import Any, cast
 
 import psutil
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 
-from bipe.data.documents import load_documents
-from bipe.data.packing import hold_out_tails, pack
-from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
 from bipe.models.checkpoint import load_model, quiet_transformers
 from bipe.models.configuration import BipeConfig
 from bipe.models.convert import read_config
@@ -33,11 +28,12 @@ from .adapters import add_adapters, merge_adapters
 from .environment import describe_environment
 from .gradual import GradualRotation
 from .history import FILE as HISTORY
-from .history import HistoryRecorder, Progress, Row, keep_history_until, read_history
+from .history import HistoryRecorder, Measure, Progress, Row, keep_history_until, read_history
 from .interruption import Interruption
+from .material import Material, read_material
 from .order import Blocks, SeededOrder, batches
 from .progress import progress_line
-from .recipe import DataSettings, Recipe, TrainingSettings, dump_recipe
+from .recipe import Recipe, TrainingSettings, dump_recipe
 from .run_folder import (
     RECIPE,
     UNSTABLE_FIELDS,
@@ -87,6 +83,7 @@ def train_model(
     start: str | Path | None = None,
     resume: bool = True,
     on_progress: Progress | None = None,
+    measure: Measure | None = None,
 ) -> TrainedModel:
     """Train a model on blocks and leave it, with its history, in a folder.
 
@@ -106,6 +103,7 @@ def train_model(
         start: folder of a model with this config, to go on from.
         resume: whether the folder may already hold this run.
         on_progress: gets each row of the history as it is written; None shows a line on a terminal.
+        measure: what to measure at each validation beside the loss, for the history.
 
     Raises:
         ValueError: the folder holds another run or a foreign model, ids are outside the vocabulary, or the
@@ -141,6 +139,7 @@ def train_model(
             blocks=blocks,
             validation_blocks=validation_blocks,
             callbacks=[history, interruption, *gradual, *_tensorboard(settings, run)],
+            measure=measure,
         )
         _run(trainer, interruption)
     if trainer.state.global_step == settings.steps:
@@ -156,10 +155,9 @@ def train_model(
 def train_recipe(
     recipe: Recipe, out_dir: str | Path, *, resume: bool = True, on_progress: Progress | None = None
 ) -> TrainedModel:
-    """Read the text of a recipe, make tokenizer and blocks of it, and train its model.
+    """Read what a recipe trains on, make tokenizer and blocks of it, and train its model.
 
     Beside what `train_model` leaves in the folder stand the tokenizer and `recipe.yaml`, the resolved recipe.
-    Where the recipe names no validation text, the last twentieth of each training document is held out.
 
     Args:
         recipe: everything that decides the run.
@@ -179,14 +177,15 @@ def train_recipe(
             check_start(run, Path(recipe.start))
         return load_run(run)
     check_recipe(recipe)
-    training, validation, tokenizer = _read_text(recipe.data, recipe.start)
-    config = configure(recipe, tokenizer, training)
-    length, eos = recipe.data.train_length, cast(int | None, tokenizer.eos_token_id)
-    blocks = pack(training, length, eos, vocab_size=config.vocab_size, name="training text")
-    validation_blocks = pack(validation, length, eos, vocab_size=config.vocab_size, name="validation text")
+    material = read_material(recipe.data, recipe.start)
+    config = configure(recipe, material)
+    length, vocabulary = recipe.data.block_length, config.vocab_size
+    blocks, validation_blocks = (
+        make(length, vocabulary) for make in (material.blocks, material.validation_blocks)
+    )
     open_folder(run)
     write_whole(run / RECIPE, dump_recipe(recipe))
-    tokenizer.save_pretrained(run)
+    material.tokenizer.save_pretrained(run)
     return train_model(
         config,
         blocks,
@@ -212,13 +211,12 @@ def load_run(run: Path) -> TrainedModel:
     return TrainedModel(cast(BipeForCausalLM, load_model(run)), history, run)
 
 
-def configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: Sequence[Tensor]) -> BipeConfig:
+def configure(recipe: Recipe, material: Material) -> BipeConfig:
     """The config of a recipe's model.
 
     Args:
         recipe: its scheme, rule and sizes are read.
-        tokenizer: gives the vocabulary and the ids that end segments.
-        training: the training documents, each `(n,)` int64, for what a scheme measures on them.
+        material: gives the vocabulary and the ids that end segments, and what a scheme measures on documents.
 
     Raises:
         ValueError: a name is unknown, or a size is out of range.
@@ -231,13 +229,15 @@ def configure(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, training: Sequ
     tokens_per_segment = None
     if (recipe.model.inter or SCHEMES[recipe.scheme].inter).get("scale") == "auto":
         spec = recipe.model.segmenter
-        segmenter = build_segmenter(spec) if spec else segmenter_of(tokenizer, recipe.rule)
-        tokens_per_segment = mean_tokens_per_segment(training, segmenter, cap=recipe.data.train_length)
+        segmenter = build_segmenter(spec) if spec else segmenter_of(material.tokenizer, recipe.rule)
+        tokens_per_segment = mean_tokens_per_segment(
+            material.documents, segmenter, cap=recipe.data.block_length
+        )
     return BipeConfig.from_scheme(
         recipe.scheme,
-        tokenizer,
+        material.tokenizer,
         rule=recipe.rule,
-        max_offset=recipe.model.max_offset or recipe.data.train_length,
+        max_offset=recipe.model.max_offset or recipe.data.block_length,
         tokens_per_segment=tokens_per_segment,
         **fields,
     )
@@ -296,30 +296,10 @@ def _check_memory(config: BipeConfig, bytes_each: int = BYTES_A_PARAMETER) -> No
         )
 
 
-def _read_text(
-    data: DataSettings, start: str | None
-) -> tuple[list[Tensor], list[Tensor], PreTrainedTokenizerBase]:
-    """The token ids of the training and of the validation documents, and their tokenizer."""
-    documents = load_documents(data.train, limit=data.max_documents)
-    name = data.tokenizer or start
-    if name is None:
-        tokenizer = train_tokenizer((document.text for document in documents), data.vocab_size)
-    else:
-        tokenizer = load_tokenizer(name)
-    training = encode(documents, tokenizer)
-    if data.validation is not None:
-        return (
-            training,
-            encode(load_documents(data.validation, limit=data.max_documents), tokenizer),
-            tokenizer,
-        )
-    return (*hold_out_tails(training), tokenizer)
-
-
 def _sizes(recipe: Recipe) -> dict[str, Any]:
     """The config fields that stand under the same name in the recipe."""
     chosen = recipe.model.model_dump(exclude={"max_offset", "segmenter", "intra", "inter"})
-    return {**chosen, "max_position_embeddings": recipe.data.train_length}
+    return {**chosen, "max_position_embeddings": recipe.data.block_length}
 
 
 def _initial_model(
@@ -342,7 +322,9 @@ def _extent(model: BipeForCausalLM, blocks: Blocks, drawn: list[int]) -> tuple[i
     """The longest offset of the blocks, and the 99th percentile (nearest rank) of their segments."""
     longest, segments = 0, []
     for batch in batches(blocks, drawn, 256):
-        positions = model.positions(batch["input_ids"], document_ids=batch.get("document_ids"))
+        positions = model.positions(
+            batch["input_ids"], batch.get("attention_mask"), document_ids=batch.get("document_ids")
+        )
         longest = max(longest, int(positions.offset.max()))
         segments.append(positions.segment.amax(dim=1) + 1)
     ordered = torch.cat(segments).sort().values

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
 from . import checkpoints
+from .history import Measure
 from .order import Blocks, SeededOrder, batches
 from .recipe import TrainingSettings
 
@@ -61,6 +62,7 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=on_accelerator,
+        dataloader_num_workers=settings.loader_workers,
         ddp_find_unused_parameters=False,
         **checkpointing,
     )
@@ -77,6 +79,7 @@ class BlockTrainer(Trainer):
         blocks: the training blocks.
         validation_blocks: the validation blocks, None for no validation.
         callbacks: what to tell of the run's progress.
+        measure: what to measure at each validation beside the loss.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class BlockTrainer(Trainer):
         blocks: Blocks,
         validation_blocks: Blocks | None,
         callbacks: list[TrainerCallback],
+        measure: Measure | None = None,
     ) -> None:
         super().__init__(
             model=model,
@@ -101,6 +105,7 @@ class BlockTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.run = run
         self.settings = settings
+        self.measure = measure
         self._bad_step = torch.tensor(-1, device=args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
@@ -155,10 +160,13 @@ class BlockTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss over all target tokens of the validation blocks, and its exponential."""
+        """Mean loss over all target tokens of the validation blocks, its exponential, and the `measure`."""
         blocks = self.eval_dataset if eval_dataset is None else eval_dataset
-        loss = validation_loss(cast(nn.Module, self.model), cast(Any, blocks), self.settings.batch_size)
+        model = cast(nn.Module, self.model)
+        loss = validation_loss(model, cast(Any, blocks), self.settings.batch_size)
         metrics = {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
+        if self.measure is not None:
+            metrics |= self.measure(cast(PreTrainedModel, model))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

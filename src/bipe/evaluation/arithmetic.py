@@ -1,0 +1,134 @@
+"""Arithmetic problems solved by a model, a step at a time, greedily."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bipe.data.arithmetic import EOS, EQUALS, PAD, SYMBOLS, ArithmeticBlocks, longest
+from bipe.models import BipeForCausalLM
+
+from .base import Run, Score
+
+TASK = "arithmetic"
+PROTOCOL = "greedy"
+BATCH = {"cpu": 256, "cuda": 2048}
+
+
+def score_arithmetic(
+    model: PreTrainedModel, operators: Sequence[int], problems: int, *, run: Run
+) -> list[Score]:
+    """The share of test problems whose final answer is right, for each number of operations.
+
+    The model gets a question with its `=` and writes on greedily; it is right if the symbol before the end of
+    text is the answer, whatever stands before it. Low and high are a Wilson interval.
+
+    Args:
+        model: any causal language model of transformers with the task's vocabulary.
+        operators: numbers of operations.
+        problems: of each, the first so many of the test split.
+        run: where the model comes from.
+
+    Raises:
+        ValueError: the model has another vocabulary, or a number of operations is below 1.
+    """
+    if model.config.vocab_size != len(SYMBOLS):
+        raise ValueError(
+            f"Arithmetic has a vocabulary of {len(SYMBOLS)} symbols and this model one of "
+            f"{model.config.vocab_size}: train one with data.arithmetic."
+        )
+    return [_score(model, ArithmeticBlocks(count, "test", problems), count, run) for count in operators]
+
+
+def _score(model: PreTrainedModel, blocks: ArithmeticBlocks, operators: int, run: Run) -> Score:
+    right = answered_right(model, blocks)
+    found = binomtest(int(right.sum()), len(right))
+    interval = found.proportion_ci(confidence_level=0.95, method="wilson")
+    per_segment, beyond = _segments(model, blocks)
+    return Score(
+        scheme=run.scheme,
+        seed=run.seed,
+        task=TASK,
+        protocol=PROTOCOL,
+        length=operators,
+        metric="accuracy",
+        value=float(found.statistic),
+        low=float(interval.low),
+        high=float(interval.high),
+        tokens=len(right),
+        windows=len(right),
+        tokens_per_segment=per_segment,
+        offsets_beyond_trained=beyond,
+        steps=run.steps,
+        parameters=model.num_parameters(),
+    )
+
+
+def answered_right(model: PreTrainedModel, blocks: ArithmeticBlocks) -> Tensor:
+    """Whether the model's final answer to each problem is right, `(problems,)` bool.
+
+    Args:
+        model: in evaluation mode meanwhile.
+        blocks: the problems.
+    """
+    was_training = model.training
+    model.eval()
+    size = BATCH.get(model.device.type, BATCH["cpu"])
+    solved = [blocks.problem(index) for index in range(len(blocks))]
+    found = [
+        answer == problem[-1]
+        for start in range(0, len(solved), size)
+        for problem, answer in zip(
+            solved[start : start + size],
+            answers(model, solved[start : start + size], blocks.length),
+            strict=True,
+        )
+    ]
+    model.train(was_training)
+    return torch.tensor(found)
+
+
+def answers(model: PreTrainedModel, problems: Sequence[Sequence[int]], most: int) -> list[int | None]:
+    """What stands before the end of text, None where the model writes no end within the longest solution."""
+    asked = [problem[: problem.index(EQUALS) + 1] for problem in problems]
+    width = max(map(len, asked))
+    ids = torch.tensor([[PAD] * (width - len(question)) + [*question] for question in asked])
+    mask = torch.tensor([[0] * (width - len(question)) + [1] * len(question) for question in asked])
+    written = cast("Any", model).generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        do_sample=False,
+        max_new_tokens=most - min(map(len, asked)),
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    rows = written[:, width - 1 :].tolist()  # with the last symbol of the question, for an empty answer
+    return [row[row.index(EOS) - 1] if EOS in row else None for row in rows]
+
+
+def _segments(model: PreTrainedModel, blocks: ArithmeticBlocks) -> tuple[float | None, float | None]:
+    """Mean tokens in a segment of the whole solutions, and the share of offsets longer than any trained."""
+    if not isinstance(model, BipeForCausalLM):
+        return None, None
+    tokens = segments = beyond = 0
+    limit = model.longest_offset
+    for index in range(len(blocks)):
+        offset = model.positions(torch.tensor([blocks.problem(index)], device=model.device)).offset
+        tokens += offset.numel()
+        segments += int((offset == 0).sum())
+        beyond += 0 if limit is None else int((offset > limit).sum())
+    return tokens / segments, beyond / tokens
+
+
+def trained_operators(model: PreTrainedModel) -> int:
+    """The number of operations whose problems are as long as the model's training blocks."""
+    blocks = model.config.max_position_embeddings
+    found = [count for count in range(1, 101) if longest(count) + 1 == blocks]
+    if not found:
+        raise ValueError(
+            f"Training blocks of {blocks} tokens are those of no number of operations: give --lengths."
+        )
+    return found[0]

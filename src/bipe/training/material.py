@@ -1,0 +1,134 @@
+"""What a run trains on: text, or arithmetic problems."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bipe.data.arithmetic import ArithmeticBlocks, Split, arithmetic_tokenizer
+from bipe.data.documents import load_documents
+from bipe.data.packing import hold_out_tails, pack
+from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
+
+from .order import Blocks
+from .recipe import ArithmeticSettings, DataSettings
+
+MEASURED_PROBLEMS = 1000
+
+
+class Material(Protocol):
+    """What a run trains and validates on."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Turns text into the ids."""
+        ...
+
+    @property
+    def documents(self) -> Sequence[Tensor]:
+        """Training documents, each `(n,)` int64, for what a scheme measures on them."""
+        ...
+
+    def blocks(self, length: int, vocab_size: int | None = None) -> Blocks:
+        """The training blocks.
+
+        Args:
+            length: tokens in a block.
+            vocab_size: number of ids that the model knows; None for the tokenizer's.
+
+        Raises:
+            ValueError: there is less than one block, or an id outside the vocabulary.
+        """
+        ...
+
+    def validation_blocks(self, length: int, vocab_size: int | None = None) -> Blocks:
+        """As `blocks`, to validate on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents as tokens.
+
+    Attributes:
+        documents: to train on, each `(n,)` int64.
+        validation: to validate on.
+        tokenizer: what cut them.
+    """
+
+    documents: list[Tensor]
+    validation: list[Tensor]
+    tokenizer: PreTrainedTokenizerBase
+
+    def blocks(self, length: int, vocab_size: int | None = None) -> Blocks:
+        """See `Material`."""
+        return pack(self.documents, length, self._eos, vocab_size=vocab_size, name="training text")
+
+    def validation_blocks(self, length: int, vocab_size: int | None = None) -> Blocks:
+        """See `Material`."""
+        return pack(self.validation, length, self._eos, vocab_size=vocab_size, name="validation text")
+
+    @property
+    def _eos(self) -> int | None:
+        return cast("int | None", self.tokenizer.eos_token_id)
+
+
+class Arithmetic:
+    """Problems with their solutions, a block each.
+
+    Args:
+        settings: how many, and how large.
+    """
+
+    def __init__(self, settings: ArithmeticSettings) -> None:
+        self.settings = settings
+        self.tokenizer: PreTrainedTokenizerBase = arithmetic_tokenizer()
+
+    @property
+    def documents(self) -> list[Tensor]:
+        """See `Material`."""
+        problems = self._blocks("train", min(MEASURED_PROBLEMS, self.settings.problems))
+        return [torch.tensor(problems.problem(index)) for index in range(len(problems))]
+
+    def blocks(self, length: int | None = None, vocab_size: int | None = None) -> ArithmeticBlocks:
+        """See `Material`; blocks have the problems' own length and vocabulary."""
+        return self._blocks("train", self.settings.problems)
+
+    def validation_blocks(self, length: int | None = None, vocab_size: int | None = None) -> ArithmeticBlocks:
+        """As `blocks`, to validate on."""
+        return self._blocks("validation", self.settings.validation_problems)
+
+    def _blocks(self, split: Split, size: int) -> ArithmeticBlocks:
+        fewest = self.settings.fewest_operators
+        return ArithmeticBlocks(self.settings.operators, split, size, fewest_operators=fewest)
+
+
+def read_material(data: DataSettings, start: str | None = None) -> Material:
+    """Read the text of a recipe, or make its problems.
+
+    Where no validation text is named, the last twentieth of each training document is held out.
+
+    Args:
+        data: a recipe's.
+        start: folder of the model to go on from, whose tokenizer is taken where the data name none.
+
+    Raises:
+        ValueError: there is no text where it should be.
+    """
+    if data.arithmetic is not None:
+        return Arithmetic(data.arithmetic)
+    assert data.train is not None, "the settings have seen to it"
+    documents = load_documents(data.train, limit=data.max_documents)
+    name = data.tokenizer or start
+    if name is None:
+        tokenizer = train_tokenizer((document.text for document in documents), data.vocab_size)
+    else:
+        tokenizer = load_tokenizer(name)
+    training = encode(documents, tokenizer)
+    if data.validation is None:
+        return Text(*hold_out_tails(training), tokenizer)
+    validation = encode(load_documents(data.validation, limit=data.max_documents), tokenizer)
+    return Text(training, validation, tokenizer)

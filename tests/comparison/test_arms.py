@@ -1,0 +1,158 @@
+"""Comparisons of arms, and on arithmetic."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bipe
+from bipe.comparison import Comparison, compare
+from bipe.evaluation.tasks import TASKS, TaskOptions
+from bipe.models.checkpoint import load_checkpoint
+from bipe.report import read_records
+from bipe_cli.main import app, run
+
+from .conftest import SMALL, settings
+
+few_windows = pytest.mark.filterwarnings("ignore:Only .* windows:UserWarning")
+
+ARITHMETIC: dict[str, Any] = {
+    "schemes": ["rope"],
+    "arms": {
+        "bipe-rope-wide": {"scheme": "bipe-rope", "model": {"hidden_size": 24, "intermediate_size": 32}},
+        "bipe-alibi-20": {"scheme": "bipe-alibi", "model": {"inter": {"type": "alibi", "scale": 20.0}}},
+    },
+    "rule": "equals",
+    "data": {"arithmetic": {"operators": 3, "problems": 50, "validation_problems": 6}},
+    "model": {**SMALL["model"], "max_offset": 32},
+    "training": SMALL["training"],
+    "learning_rates": [1e-3],
+    "evaluation": {"lengths": [3, 5], "problems": 12, "validation_blocks": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("arithmetic") / "run"
+    compare(Comparison.model_validate(ARITHMETIC), out, say=lambda line: None)
+    return out
+
+
+def test_every_name_is_scored_at_every_number_of_operations(solved: Path) -> None:
+    rows = read_records(solved / "scores.jsonl")
+    names = ["rope", "bipe-rope-wide", "bipe-alibi-20"]
+    assert [(row["scheme"], row["length"]) for row in rows] == [(name, n) for name in names for n in (3, 5)]
+    assert {(row["task"], row["metric"], row["windows"], row["steps"]) for row in rows} == {
+        ("arithmetic", "accuracy", 12, 4)
+    }
+    for name in names:
+        checkpoint = load_checkpoint(solved / "runs" / f"{name}-0")
+        measured = TASKS["arithmetic"](checkpoint, TaskOptions(lengths=[3, 5], max_windows=12))
+        assert [score.value for score in measured] == [row["value"] for row in rows if row["scheme"] == name]
+
+
+def test_an_arm_differs_from_the_others_in_what_it_says(solved: Path) -> None:
+    configs = {
+        path.name: bipe.BipeConfig.from_pretrained(path) for path in sorted((solved / "runs").iterdir())
+    }
+    assert {name: config.hidden_size for name, config in configs.items()} == {
+        "rope-0": 16,
+        "bipe-rope-wide-0": 24,
+        "bipe-alibi-20-0": 16,
+    }
+    assert configs["bipe-alibi-20-0"].inter == {"type": "alibi", "scale": 20.0}
+    assert configs["bipe-rope-wide-0"].intra == {"type": "learned", "max_offset": 32}
+    assert {config.max_position_embeddings for config in configs.values()} == {26}
+    # Offsets were trained on real tokens alone: a segment of 3 operations has up to 10 tokens with its `=`.
+    assert 5 <= (configs["bipe-rope-wide-0"].max_trained_offset or 0) <= 11
+    assert configs["bipe-rope-wide-0"].original_max_segments == 4
+
+
+def test_training_tells_of_the_accuracy(solved: Path) -> None:
+    history = read_records(solved / "runs" / "rope-0" / "history.jsonl")
+    found = [row for row in history if "validation_loss" in row]
+    assert [row["step"] for row in found] == [2, 4]
+    assert all(0 <= row["validation_accuracy"] <= 1 for row in found)
+
+
+def test_the_report_shows_shares(solved: Path) -> None:
+    page = (solved / "report.html").read_text(encoding="utf-8")
+    summary = (solved / "summary.md").read_text(encoding="utf-8")
+    for text in (page, summary):
+        assert "Accuracy in arithmetic" in text
+        assert "bipe-alibi-20" in text
+        assert "accuracy at 5" in text
+    assert "trained on 3 operations in a problem, tested on up to 5" in page
+    assert "Perplexity beyond" not in page
+    assert "Effective context" not in page
+    assert (solved / "arithmetic.png").stat().st_size > 1000
+    described = json.loads((solved / "settings.json").read_text())
+    assert described["data"] == {"arithmetic": ARITHMETIC["data"]["arithmetic"]}
+    assert described["arms"] == ARITHMETIC["arms"]
+
+
+def test_the_command_goes_on_with_more_arms(solved: Path, tmp_path: Path, capsys: Any) -> None:
+    before = (solved / "scores.jsonl").read_text()
+    recipe = tmp_path / "recipe.yaml"
+    more = {"bipe-rope-tall": {"scheme": "bipe-rope", "model": {"num_hidden_layers": 2}}}
+    recipe.write_text(json.dumps({**ARITHMETIC, "arms": more}))
+    assert run(app, ["compare", "--recipe", str(recipe), "--out", str(solved)]) == 0
+    after = (solved / "scores.jsonl").read_text()
+    assert after.startswith(before)
+    assert after.count("bipe-rope-tall") == 2
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_asks_arithmetic_of_the_trained_size(solved: Path, capsys: Any) -> None:
+    command = ["evaluate", "arithmetic", "--model", str(solved / "runs" / "rope-0"), "--max-windows", "5"]
+    assert run(app, [*command, "--json"]) == 0
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (row["length"], row["windows"], row["scheme"]) == (3, 5, "rope")
+    assert run(app, ["evaluate", "length-curve", *command[2:]]) == 2
+    assert "needs test text: give --data" in capsys.readouterr().err
+
+
+@few_windows
+def test_arms_on_text_have_segments_of_their_own(texts: Path, tmp_path: Path) -> None:
+    arms = {
+        "line": {"scheme": "bipe-rope", "rule": "line"},
+        "four": {"scheme": "bipe-rope", "model": {"segmenter": {"type": "fixed_length", "n": 4}}},
+    }
+    chosen = settings(texts, schemes=[], arms=arms, learning_rates=[1e-3])
+    compare(chosen, tmp_path / "run", say=lambda line: None)
+    rows = read_records(tmp_path / "run" / "scores.jsonl")
+    per_segment = {
+        row["scheme"]: row["tokens_per_segment"]
+        for row in rows
+        if (row["metric"], row["protocol"], row["length"]) == ("perplexity", "blocks", 64)
+    }
+    assert per_segment["four"] == 4
+    assert per_segment["line"] > 6
+    assert (tmp_path / "run" / "differences.jsonl").exists() is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schemes": [], "arms": {}}, "nothing to compare"),
+        ({"arms": {"a b": {"scheme": "rope"}}}, "name of an arm .*got 'a b'"),
+        ({"arms": {"../x": {"scheme": "rope"}}}, "name of an arm"),
+        ({"arms": {"x": {"scheme": "rop"}}}, "Unknown scheme 'rop'"),
+        ({"arms": {"x": {"scheme": "rope", "rule": "word"}}}, "Unknown rule 'word'"),
+        ({"arms": {"x": {"scheme": "rope", "model": {"width": 3}}}}, r"arms\.x\.model\.width: Extra"),
+        ({"arms": {"rope": {"scheme": "rope"}}}, "Each scheme is compared once"),
+        ({"evaluation": {"tasks": ["length-curve"]}}, "measures arithmetic; got length-curve"),
+        ({"evaluation": {"tasks": ["chess"]}}, "Unknown task 'chess'. Choose one of: arithmetic, length"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(Comparison.model_validate({**ARITHMETIC, **changes}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_is_not_asked_for_arithmetic(texts: Path) -> None:
+    chosen = settings(texts, evaluation={"tasks": ["length-curve", "arithmetic"]})
+    with pytest.raises(ValueError, match="measures length-curve"):
+        chosen.check()
