@@ -8,7 +8,10 @@ import typer
 
 def evaluate(
     task: Annotated[
-        str, typer.Argument(help="What to measure: length-curve or arithmetic.", show_default=False)
+        str,
+        typer.Argument(
+            help="What to measure: length-curve, arithmetic, passkey or multikey.", show_default=False
+        ),
     ],
     model: Annotated[Path, typer.Option(help="Folder of the model and its tokenizer.", show_default=False)],
     data: Annotated[

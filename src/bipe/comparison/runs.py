@@ -150,7 +150,9 @@ def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> No
         save_curves(losses, curves)
     if others.exists():
         return
-    options = TaskOptions(lengths=settings.lengths, max_windows=settings.evaluation.problems)
+    options = TaskOptions(
+        lengths=settings.lengths, max_windows=settings.evaluation.problems, documents=corpus.test
+    )
     scores = [
         score
         for task in settings.tasks

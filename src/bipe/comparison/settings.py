@@ -40,8 +40,8 @@ class EvaluationSettings(Settings):
     max_windows: int | None = Field(default=256, ge=1)
     """Windows at most, spread evenly; null for all. Protocol `blocks` takes the same text at every length,
     and so fewer windows at the longer ones."""
-    problems: int = Field(default=1000, ge=1)
-    """Arithmetic problems of each length."""
+    problems: int | None = Field(default=None, ge=1)
+    """Arithmetic problems, or questions for a key, at each length; null for the task's own number."""
     validation_blocks: int = Field(default=64, ge=1)
     """Blocks of validation text, or problems, at most, spread evenly."""
 

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bipe.data.arithmetic import EOS, EQUALS, PAD, SYMBOLS, ArithmeticBlocks, longest
-from bipe.models import BipeForCausalLM
 
 from .base import Run, Score
+from .shares import Asked
 
 TASK = "arithmetic"
-PROTOCOL = "greedy"
 BATCH = {"cpu": 256, "cuda": 2048}
 
 
@@ -44,27 +42,9 @@ def score_arithmetic(
 
 
 def _score(model: PreTrainedModel, blocks: ArithmeticBlocks, operators: int, run: Run) -> Score:
-    right = answered_right(model, blocks)
-    found = binomtest(int(right.sum()), len(right))
-    interval = found.proportion_ci(confidence_level=0.95, method="wilson")
-    per_segment, beyond = _segments(model, blocks)
-    return Score(
-        scheme=run.scheme,
-        seed=run.seed,
-        task=TASK,
-        protocol=PROTOCOL,
-        length=operators,
-        metric="accuracy",
-        value=float(found.statistic),
-        low=float(interval.low),
-        high=float(interval.high),
-        tokens=len(right),
-        windows=len(right),
-        tokens_per_segment=per_segment,
-        offsets_beyond_trained=beyond,
-        steps=run.steps,
-        parameters=model.num_parameters(),
-    )
+    texts = [torch.tensor(blocks.problem(index)) for index in range(len(blocks))]
+    asked = Asked(TASK, "greedy", operators, texts, model, run)
+    return asked.score("accuracy", int(answered_right(model, blocks).sum()))
 
 
 def answered_right(model: PreTrainedModel, blocks: ArithmeticBlocks) -> Tensor:
@@ -107,20 +87,6 @@ def answers(model: PreTrainedModel, problems: Sequence[Sequence[int]], most: int
     )
     rows = written[:, width - 1 :].tolist()  # with the last symbol of the question, for an empty answer
     return [row[row.index(EOS) - 1] if EOS in row else None for row in rows]
-
-
-def _segments(model: PreTrainedModel, blocks: ArithmeticBlocks) -> tuple[float | None, float | None]:
-    """Mean tokens in a segment of the whole solutions, and the share of offsets longer than any trained."""
-    if not isinstance(model, BipeForCausalLM):
-        return None, None
-    tokens = segments = beyond = 0
-    limit = model.longest_offset
-    for index in range(len(blocks)):
-        offset = model.positions(torch.tensor([blocks.problem(index)], device=model.device)).offset
-        tokens += offset.numel()
-        segments += int((offset == 0).sum())
-        beyond += 0 if limit is None else int((offset > limit).sum())
-    return tokens / segments, beyond / tokens
 
 
 def trained_operators(model: PreTrainedModel) -> int:

@@ -3,6 +3,9 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
 
 from bipe.data import encode, load_documents, token_bytes
 from bipe.models.checkpoint import Checkpoint
@@ -10,9 +13,14 @@ from bipe.models.checkpoint import Checkpoint
 from .arithmetic import score_arithmetic, trained_operators
 from .base import Run, Score
 from .length_curve import ENOUGH_WINDOWS, length_curve, scheme_name
+from .passkey import score_passkey
 
 PROBLEMS = 1000
 """Arithmetic problems of each length where nothing else is said."""
+TRIALS = 100
+"""Likewise, questions for a key."""
+KEYS = 4
+"""Keys that `multikey` tells."""
 
 
 @dataclass(frozen=True)
@@ -21,17 +29,31 @@ class TaskOptions:
 
     Attributes:
         data: sources of text, as `load_documents` takes them, for tasks on text.
+        documents: such text as ids already, each `(n,)` int64, in place of `data`.
         lengths: context lengths in tokens, empty for 1, 2, 4, 8 and 16 times the training length; of
             arithmetic, numbers of operations, empty for the trained one.
         protocol: how the text is cut.
-        max_windows: at most so many windows, of the shortest length for `"blocks"`; of arithmetic, so many
-            problems of each length. None for the task's own number.
+        max_windows: at most so many windows, of the shortest length for `"blocks"`; of other tasks, so many
+            questions at each length. None for the task's own number.
     """
 
     data: Sequence[str] = ()
     lengths: Sequence[int] = ()
     protocol: str = "same_targets"
     max_windows: int | None = None
+    documents: Sequence[Tensor] = ()
+
+    def texts(self, checkpoint: Checkpoint, what: str) -> Sequence[Tensor]:
+        """The test text as ids.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.documents:
+            return self.documents
+        if not self.data:
+            raise ValueError(f"{what} needs test text: give --data.")
+        return encode(load_documents(list(self.data)), checkpoint.tokenizer)
 
 
 def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]:
@@ -40,14 +62,11 @@ def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[S
     Raises:
         ValueError: there is no text, or a length does not fit in it.
     """
-    if not options.data:
-        raise ValueError("A length curve needs test text: give --data.")
-    documents = encode(load_documents(list(options.data)), checkpoint.tokenizer)
-    base = checkpoint.model.config.max_position_embeddings
+    documents = options.texts(checkpoint, "A length curve")
     return length_curve(
         checkpoint.model,
         documents,
-        options.lengths or [factor * base for factor in (1, 2, 4, 8, 16)],
+        options.lengths or _multiples(checkpoint),
         options.protocol,
         token_bytes(checkpoint.tokenizer),
         run=_run_of(checkpoint),
@@ -66,6 +85,28 @@ def measure_arithmetic(checkpoint: Checkpoint, options: TaskOptions) -> list[Sco
     return score_arithmetic(model, operators, problems, run=_run_of(checkpoint))
 
 
+def measure_passkey(checkpoint: Checkpoint, options: TaskOptions, keys: int = 1) -> list[Score]:
+    """How often a checkpoint finds a key in texts of growing length.
+
+    Raises:
+        ValueError: as `score_passkey`.
+    """
+    return score_passkey(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        options.texts(checkpoint, "Looking for a key"),
+        options.lengths or _multiples(checkpoint),
+        keys=keys,
+        trials=options.max_windows or TRIALS,
+        run=_run_of(checkpoint),
+    )
+
+
+def _multiples(checkpoint: Checkpoint) -> list[int]:
+    """1, 2, 4, 8 and 16 times the trained length."""
+    return [factor * checkpoint.model.config.max_position_embeddings for factor in (1, 2, 4, 8, 16)]
+
+
 def _run_of(checkpoint: Checkpoint) -> Run:
     """The training run that left its record beside the weights, or one without seed and steps."""
     name = scheme_name(checkpoint.model)
@@ -82,4 +123,6 @@ def _run_of(checkpoint: Checkpoint) -> Run:
 TASKS: dict[str, Callable[[Checkpoint, TaskOptions], list[Score]]] = {
     "arithmetic": measure_arithmetic,
     "length-curve": measure_length_curve,
+    "multikey": partial(measure_passkey, keys=KEYS),
+    "passkey": measure_passkey,
 }

@@ -1,0 +1,160 @@
+"""Keys told in a text: what is asked, and who finds them."""
+
+import random
+import re
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import binomtest
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from bipe import BipeConfig, BipeForCausalLM
+from bipe.data.tokens import train_tokenizer
+from bipe.evaluation.base import Run
+from bipe.evaluation.passkey import NAMES, Trial, answer, make_trial, score_passkey
+
+TEXT = "The cat sat on the mat. It saw 12 dogs there, and 7890 birds.\nThen it slept. " * 60
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer([TEXT + " The pass key is 12."], 330)
+
+
+@pytest.fixture(scope="module")
+def ids(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    return torch.tensor(tokenizer(TEXT)["input_ids"])
+
+
+def model_of(scheme: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PreTrainedModel:
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "initializer_range": 0.3,
+    }
+    torch.manual_seed(seed)
+    if scheme == "llama":
+        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=4, **sizes)).eval()
+    return BipeForCausalLM(BipeConfig.from_scheme(scheme, tokenizer, max_offset=64, **sizes)).eval()
+
+
+def trial_of(
+    ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, keys: int, seed: int, length: int = 300
+) -> Trial:
+    return make_trial(ids[:length], tokenizer, keys, random.Random(seed))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_key_is_told_once_and_asked_for_at_the_end(
+    ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> None:
+    trial = trial_of(ids, tokenizer, 1, seed)
+    text = tokenizer.decode(trial.prompt)
+    assert len(trial.prompt) == 300
+    assert text.endswith("\nThe pass key is")
+    told = re.findall(r"\nThe pass key is (\d{5})\.\n", text)
+    choices = [tokenizer.decode(choice) for choice in trial.choices]
+    assert [f" {number}" for number in told] == choices[:1]
+    assert len(set(choices)) == 10
+    # Without key and question it is the end of the text.
+    needle = tokenizer(f"\nThe pass key is {told[0]}.\n")["input_ids"]
+    rest = trial.prompt.tolist()[: -len(tokenizer("\nThe pass key is")["input_ids"])]
+    (place,) = [n for n in range(len(rest)) if rest[n : n + len(needle)] == needle]
+    filler = rest[:place] + rest[place + len(needle) :]
+    assert filler == ids[300 - len(filler) : 300].tolist()
+
+
+def test_keys_stand_at_all_places(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
+    places = []
+    for seed in range(200):
+        text = tokenizer.decode(trial_of(ids, tokenizer, 1, seed).prompt)
+        places.append(text.index("The pass key") / len(text))
+    counts = torch.histc(torch.tensor(places), bins=4, min=0, max=1)
+    assert counts.min() > 30
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_several_keys_the_one_asked_for_is_the_right_one(
+    ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> None:
+    trial = trial_of(ids, tokenizer, 4, seed)
+    text = tokenizer.decode(trial.prompt)
+    told = dict(re.findall(r"\nThe pass key of the (\w+) is (\d{5})\.\n", text))
+    assert len(trial.prompt) == 300
+    assert len(told) == 4
+    assert set(told) <= set(NAMES)
+    asked = re.search(r"\nThe pass key of the (\w+) is$", text)
+    assert asked is not None
+    choices = [tokenizer.decode(choice) for choice in trial.choices]
+    assert choices[0] == f" {told[asked[1]]}"
+    assert {f" {number}" for number in told.values()} <= set(choices)
+
+
+def likelihoods(model: PreTrainedModel, prompt: list[int], choices: list[list[int]]) -> list[float]:
+    """Each key after the prompt, read anew without a cache, a token at a time."""
+    found = []
+    for choice in choices:
+        total, row = 0.0, list(prompt)
+        for token in choice:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1].double()
+            total += float(logits.log_softmax(-1)[token])
+            row.append(token)
+        found.append(total)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["bipe-rope", "alibi", "bipe-alibi", "xpos", "sinusoidal", "llama"])
+def test_answers_are_those_of_reading_each_choice_anew(
+    ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, scheme: str
+) -> None:
+    model = model_of(scheme, tokenizer)
+    for seed in range(6):
+        trial = trial_of(ids, tokenizer, 1, seed, 60)
+        expected = likelihoods(model, trial.prompt.tolist(), trial.choices)
+        for first in range(len(trial.choices)):
+            choices = [trial.choices[first], *trial.choices[:first], *trial.choices[first + 1 :]]
+            _, likeliest = answer(model, Trial(trial.prompt, choices))
+            assert likeliest == (expected[first] == max(expected))
+
+
+def test_writing_the_key_is_writing_each_of_its_tokens(
+    ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = model_of("bipe-rope", tokenizer)
+    trial = trial_of(ids, tokenizer, 1, 3, 80)
+    generated: Any = model.generate(  # pyright: ignore[reportCallIssue]
+        trial.prompt[None], max_new_tokens=3, do_sample=False, pad_token_id=0
+    )
+    written = generated[0, 80:].tolist()
+    assert answer(model, Trial(trial.prompt, [written, *trial.choices[1:]]))[0]
+    assert answer(model, Trial(trial.prompt, [written[:1], *trial.choices[1:]]))[0]
+    wrong = [*written[:2], (written[2] + 1) % len(tokenizer)]
+    assert not answer(model, Trial(trial.prompt, [wrong, *trial.choices[1:]]))[0]
+
+
+def test_scores_say_how_often_and_how_sure(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = model_of("bipe-rope", tokenizer)
+    rows = score_passkey(model, tokenizer, [ids], [128, 64], keys=1, trials=9, run=Run("bipe-rope", 1, 5))
+    assert [(row.length, row.metric) for row in rows] == [
+        (length, metric) for length in (64, 128) for metric in ("accuracy", "choice_accuracy")
+    ]
+    assert {(row.task, row.seed, row.steps, row.windows) for row in rows} == {("passkey", 1, 5, 9)}
+    for row in rows:
+        interval = binomtest(round(row.value * 9), 9).proportion_ci(method="wilson")
+        assert (row.low, row.high) == (interval.low, interval.high)
+        assert row.tokens == 9 * row.length
+        assert row.tokens_per_segment is not None and 3 < row.tokens_per_segment < 25
+    several = score_passkey(model, tokenizer, [ids], [128], keys=3, trials=4, run=Run("bipe-rope"))
+    assert {(row.task, row.protocol) for row in several} == {("multikey", "1 of 3")}
+
+
+def test_what_has_no_room_is_refused(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = model_of("rope", tokenizer)
+    with pytest.raises(ValueError, match=r"Telling and asking for 4 keys takes .* got 40"):
+        score_passkey(model, tokenizer, [ids], [40], keys=4, trials=2, run=Run("rope"))
+    with pytest.raises(ValueError, match="does not fit in any test document"):
+        score_passkey(model, tokenizer, [ids[:100]], [128], keys=1, trials=2, run=Run("rope"))
