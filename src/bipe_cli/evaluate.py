@@ -10,13 +10,17 @@ def evaluate(
     task: Annotated[
         str,
         typer.Argument(
-            help="What to measure: length-curve, arithmetic, passkey or multikey.", show_default=False
+            help="What to measure: length-curve, arithmetic, passkey, multikey or scrolls.",
+            show_default=False,
         ),
     ],
     model: Annotated[Path, typer.Option(help="Folder of the model and its tokenizer.", show_default=False)],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Test text: files, folders, globs, hf:NAME[:config][:split] or stdlib."),
+        typer.Option(
+            help="Test text: files, folders, globs, hf:NAME[:config][:split] or stdlib. Of scrolls: tasks, "
+            "by name (fetched from the hub) or as zip files."
+        ),
     ] = None,
     lengths: Annotated[
         str | None,
@@ -32,6 +36,10 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Windows at most (256), fewer of long blocks; arithmetic problems (1,000)."),
     ] = None,
+    split: Annotated[str, typer.Option(help="Of scrolls: train, validation or test.")] = "validation",
+    out: Annotated[
+        Path | None, typer.Option(help="Of scrolls: a folder for the answers and the leaderboard's file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
 ) -> None:
     """Measure a trained model on a task."""
@@ -43,7 +51,8 @@ def evaluate(
     from bipe_cli.values import numbers
 
     measure = choose("task", TASKS, task)
-    options = TaskOptions(data or (), numbers("--lengths", lengths), protocol, max_windows)
+    chosen = numbers("--lengths", lengths)
+    options = TaskOptions(data or (), chosen, protocol, max_windows, split, out)
     for score in measure(load_checkpoint(model), options):
         if as_json:
             typer.echo(json.dumps(score.to_dict(), allow_nan=False))

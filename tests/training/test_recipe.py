@@ -23,8 +23,13 @@ def write(tmp_path):
 
 @pytest.mark.parametrize(
     "path",
-    [RECIPES / "tiny.yaml", *sorted((RECIPES / "language_modelling").glob("*.yaml"))],
-    ids=lambda path: path.stem,
+    [
+        RECIPES / "tiny.yaml",
+        RECIPES / "arithmetic" / "paper.yaml",
+        *sorted((RECIPES / "language_modelling").glob("*.yaml")),
+        *sorted((RECIPES / "scrolls").glob("*.yaml")),
+    ],
+    ids=lambda path: f"{path.parent.stem}-{path.stem}",
 )
 def test_committed_recipes_are_valid_and_survive_a_dump(path, tmp_path):
     recipe = load_recipe(path)
@@ -40,6 +45,18 @@ def test_the_paper_size_recipe_has_the_batch_of_the_paper():
     assert (training.schedule, training.schedule_steps, training.steps) == ("linear", 1_000_000, 500_000)
     assert (model.num_hidden_layers, model.num_attention_heads) == (12, 12)
     assert (model.hidden_size, model.intermediate_size, recipe.data.train_length) == (768, 3072, 1024)
+
+
+def test_the_paper_size_recipes_of_tasks_have_the_papers_numbers():
+    scrolls = load_recipe(RECIPES / "scrolls" / "paper.yaml")
+    training = scrolls.training
+    assert training.batch_size * training.gradient_accumulation * 8 == 64
+    assert (training.learning_rate, training.steps, training.warmup_steps) == (1e-5, 5000, 50)
+    assert scrolls.data.train_length == 8192
+    arithmetic = load_recipe(RECIPES / "arithmetic" / "paper.yaml")
+    assert arithmetic.training.steps * arithmetic.training.batch_size == pytest.approx(100 * 1e6, rel=1e-3)
+    assert (arithmetic.training.learning_rate, arithmetic.model.attention_dropout) == (1e-4, 0.1)
+    assert (arithmetic.model.hidden_size, arithmetic.model.num_hidden_layers) == (256, 3)
 
 
 def test_overrides_are_typed_by_the_setting(write):
@@ -93,8 +110,11 @@ def test_a_rate_that_yaml_reads_as_text_is_a_number(write):
             r"schedule_steps must be at least steps, 10; got 9",
         ),
         ({"data": {"train": []}}, r"data.train: .*at least 1 item"),
-        ({"data": {}}, r"data: give either train, the text, or arithmetic"),
-        ({"data": {"train": ["a"], "arithmetic": {}}}, r"data: give either train, the text, or arithmetic"),
+        ({"data": {}}, r"data: give one of train, the text, arithmetic or scrolls"),
+        (
+            {"data": {"train": ["a"], "arithmetic": {}}},
+            r"data: give one of train, the text, arithmetic or scrolls",
+        ),
         (
             {"data": {"arithmetic": {}, "vocab_size": 300}},
             r"data: vocab_size is a setting of text; leave it out beside arithmetic",

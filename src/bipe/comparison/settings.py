@@ -171,9 +171,15 @@ class Comparison(Settings):
     def _check_tasks(self) -> None:
         for task in self.tasks:
             choose("task", TASKS, task)
-        kinds = ["length-curve", "arithmetic"]
-        needed, other = kinds if self.data.arithmetic is None else kinds[::-1]
-        if needed not in self.tasks or other in self.tasks:
-            raise ValueError(f"A comparison on such data measures {needed}; got {', '.join(self.tasks)}.")
+        if self.data.scrolls is not None:
+            raise ValueError("A comparison trains on text or on arithmetic; SCROLLS is for bipe train.")
+        needed, others = "length-curve", {"passkey", "multikey"}
+        if self.data.arithmetic is not None:
+            needed, others = "arithmetic", set[str]()
+        if needed not in self.tasks or not set(self.tasks) <= {needed, *others}:
+            more = f", and perhaps {' and '.join(sorted(others))}" if others else ""
+            raise ValueError(
+                f"A comparison on such data measures {needed}{more}; got {', '.join(self.tasks)}."
+            )
         if needed == "length-curve" and self.lengths[0] < 2:
             raise ValueError(f"Lengths are whole numbers of tokens, at least 2; got {self.lengths}.")

@@ -1,7 +1,6 @@
 """Arithmetic problems solved by a model, a step at a time, greedily."""
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from transformers import PreTrainedModel
 from bipe.data.arithmetic import EOS, EQUALS, PAD, SYMBOLS, ArithmeticBlocks, longest
 
 from .base import Run, Score
+from .decoding import greedy
 from .shares import Asked
 
 TASK = "arithmetic"
@@ -74,19 +74,9 @@ def answered_right(model: PreTrainedModel, blocks: ArithmeticBlocks) -> Tensor:
 def answers(model: PreTrainedModel, problems: Sequence[Sequence[int]], most: int) -> list[int | None]:
     """What stands before the end of text, None where the model writes no end within the longest solution."""
     asked = [problem[: problem.index(EQUALS) + 1] for problem in problems]
-    width = max(map(len, asked))
-    ids = torch.tensor([[PAD] * (width - len(question)) + [*question] for question in asked])
-    mask = torch.tensor([[0] * (width - len(question)) + [1] * len(question) for question in asked])
-    written = cast("Any", model).generate(
-        ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        do_sample=False,
-        max_new_tokens=most - min(map(len, asked)),
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    rows = written[:, width - 1 :].tolist()  # with the last symbol of the question, for an empty answer
-    return [row[row.index(EOS) - 1] if EOS in row else None for row in rows]
+    rows = greedy(model, asked, most - min(map(len, asked)), eos=EOS, pad=PAD)
+    # An answer that ends at once has the question's own last symbol before its end.
+    return [[EQUALS, *row][-2] if row[-1] == EOS else None for row in rows]
 
 
 def trained_operators(model: PreTrainedModel) -> int:

@@ -4,16 +4,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
 from bipe.data import encode, load_documents, token_bytes
+from bipe.data.scrolls import read_scrolls
 from bipe.models.checkpoint import Checkpoint
 
 from .arithmetic import score_arithmetic, trained_operators
 from .base import Run, Score
 from .length_curve import ENOUGH_WINDOWS, length_curve, scheme_name
 from .passkey import score_passkey
+from .scrolls import predict, score_scrolls, write_predictions
 
 PROBLEMS = 1000
 """Arithmetic problems of each length where nothing else is said."""
@@ -29,6 +32,8 @@ class TaskOptions:
 
     Attributes:
         data: sources of text, as `load_documents` takes them, for tasks on text.
+        split: of SCROLLS, the split to answer.
+        out: of SCROLLS, the folder to write answers to.
         documents: such text as ids already, each `(n,)` int64, in place of `data`.
         lengths: context lengths in tokens, empty for 1, 2, 4, 8 and 16 times the training length; of
             arithmetic, numbers of operations, empty for the trained one.
@@ -41,6 +46,8 @@ class TaskOptions:
     lengths: Sequence[int] = ()
     protocol: str = "same_targets"
     max_windows: int | None = None
+    split: str = "validation"
+    out: Path | None = None
     documents: Sequence[Tensor] = ()
 
     def texts(self, checkpoint: Checkpoint, what: str) -> Sequence[Tensor]:
@@ -102,6 +109,29 @@ def measure_passkey(checkpoint: Checkpoint, options: TaskOptions, keys: int = 1)
     )
 
 
+def measure_scrolls(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]:
+    """Answer tasks of SCROLLS, write the answers down, and judge them where right ones are known.
+
+    Raises:
+        ValueError: as `read_scrolls` and `predict`, or several lengths are asked for.
+    """
+    if not options.data:
+        raise ValueError("SCROLLS needs its tasks: give --data, such as qasper or the path of qasper.zip.")
+    if len(options.lengths) > 1:
+        raise ValueError(f"SCROLLS is answered at one length; got {len(options.lengths)}.")
+    length = (options.lengths or [checkpoint.model.config.max_position_embeddings])[0]
+    rows: list[Score] = []
+    for source in options.data:
+        task, examples = read_scrolls(source, options.split)
+        chosen = examples[: options.max_windows]
+        answers = predict(checkpoint.model, checkpoint.tokenizer, task, chosen, length)
+        if options.out is not None:
+            write_predictions(options.out, task, answers)
+        if all(example.outputs for example in chosen):
+            rows += score_scrolls(checkpoint.model, task, chosen, answers, length, run=_run_of(checkpoint))
+    return rows
+
+
 def _multiples(checkpoint: Checkpoint) -> list[int]:
     """1, 2, 4, 8 and 16 times the trained length."""
     return [factor * checkpoint.model.config.max_position_embeddings for factor in (1, 2, 4, 8, 16)]
@@ -125,4 +155,5 @@ TASKS: dict[str, Callable[[Checkpoint, TaskOptions], list[Score]]] = {
     "length-curve": measure_length_curve,
     "multikey": partial(measure_passkey, keys=KEYS),
     "passkey": measure_passkey,
+    "scrolls": measure_scrolls,
 }

@@ -9,14 +9,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bipe.data.arithmetic import ArithmeticBlocks, Split, arithmetic_tokenizer
-from bipe.data.documents import load_documents
+from bipe.data.documents import Document, load_documents
 from bipe.data.packing import hold_out_tails, pack
+from bipe.data.scrolls import Example, ScrollsBlocks, read_scrolls
 from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
 
 from .order import Blocks
 from .recipe import ArithmeticSettings, DataSettings
 
-MEASURED_PROBLEMS = 1000
+MEASURED = 1000
+"""Problems or examples that a scheme measures on."""
 
 
 class Material(Protocol):
@@ -90,7 +92,7 @@ class Arithmetic:
     @property
     def documents(self) -> list[Tensor]:
         """See `Material`."""
-        problems = self._blocks("train", min(MEASURED_PROBLEMS, self.settings.problems))
+        problems = self._blocks("train", min(MEASURED, self.settings.problems))
         return [torch.tensor(problems.problem(index)) for index in range(len(problems))]
 
     def blocks(self, length: int | None = None, vocab_size: int | None = None) -> ArithmeticBlocks:
@@ -104,6 +106,37 @@ class Arithmetic:
     def _blocks(self, split: Split, size: int) -> ArithmeticBlocks:
         fewest = self.settings.fewest_operators
         return ArithmeticBlocks(self.settings.operators, split, size, fewest_operators=fewest)
+
+
+@dataclass(frozen=True)
+class Scrolls:
+    """Prompts of a task with their answers.
+
+    Attributes:
+        task: its name.
+        examples: to train on.
+        validation: to validate on.
+        tokenizer: the model's.
+    """
+
+    task: str
+    examples: list[Example]
+    validation: list[Example]
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def documents(self) -> list[Tensor]:
+        """See `Material`."""
+        texts = [Document(example.id, example.input) for example in self.examples[:MEASURED]]
+        return encode(texts, self.tokenizer)
+
+    def blocks(self, length: int, vocab_size: int | None = None) -> ScrollsBlocks:
+        """See `Material`."""
+        return ScrollsBlocks(self.task, self.examples, self.tokenizer, length)
+
+    def validation_blocks(self, length: int, vocab_size: int | None = None) -> ScrollsBlocks:
+        """See `Material`."""
+        return ScrollsBlocks(self.task, self.validation, self.tokenizer, length)
 
 
 def read_material(data: DataSettings, start: str | None = None) -> Material:
@@ -120,6 +153,8 @@ def read_material(data: DataSettings, start: str | None = None) -> Material:
     """
     if data.arithmetic is not None:
         return Arithmetic(data.arithmetic)
+    if data.scrolls is not None:
+        return _read_scrolls(data.scrolls.task, data.tokenizer or start)
     assert data.train is not None, "the settings have seen to it"
     documents = load_documents(data.train, limit=data.max_documents)
     name = data.tokenizer or start
@@ -132,3 +167,10 @@ def read_material(data: DataSettings, start: str | None = None) -> Material:
         return Text(*hold_out_tails(training), tokenizer)
     validation = encode(load_documents(data.validation, limit=data.max_documents), tokenizer)
     return Text(training, validation, tokenizer)
+
+
+def _read_scrolls(source: str, tokenizer: str | None) -> Scrolls:
+    if tokenizer is None:
+        raise ValueError("SCROLLS fine-tunes a model: give its folder as start, or a tokenizer.")
+    task, examples = read_scrolls(source, "train")
+    return Scrolls(task, examples, read_scrolls(source, "validation")[1], load_tokenizer(tokenizer))

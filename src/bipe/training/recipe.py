@@ -39,6 +39,13 @@ class ArithmeticSettings(Settings):
     """Problems to validate on."""
 
 
+class ScrollsSettings(Settings):
+    """A task of SCROLLS in place of text; see `bipe.data.scrolls`."""
+
+    task: str
+    """Its name, such as qasper, to fetch it from the hub, or the path of its zip file or folder."""
+
+
 class DataSettings(Settings):
     """The text, and how it becomes blocks of tokens."""
 
@@ -47,6 +54,8 @@ class DataSettings(Settings):
     arithmetic: ArithmeticSettings | None = None
     """Arithmetic problems in place of text, such as {operators: 6}; they bring their own vocabulary, and a
     block is as long as the longest."""
+    scrolls: ScrollsSettings | None = None
+    """A task of SCROLLS in place of text, such as {task: qasper}; its validation split validates."""
     validation: Sources | None = None
     """Where the validation text comes from; null holds out the last twentieth of each training document."""
     max_documents: Size | None = None
@@ -65,13 +74,16 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _check_kind(self) -> "DataSettings":
-        if (self.train is None) == (self.arithmetic is None):
-            raise ValueError("give either train, the text, or arithmetic.")
-        if self.arithmetic is None:
-            return self
-        for name in ("validation", "max_documents", "tokenizer", "vocab_size", "train_length"):
+        kinds = [name for name in ("train", "arithmetic", "scrolls") if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError("give one of train, the text, arithmetic or scrolls.")
+        unused = {
+            "arithmetic": ("validation", "max_documents", "tokenizer", "vocab_size", "train_length"),
+            "scrolls": ("validation", "max_documents", "vocab_size"),
+        }.get(kinds[0], ())
+        for name in unused:
             if getattr(self, name) != DataSettings.model_fields[name].default:
-                raise ValueError(f"{name} is a setting of text; leave it out beside arithmetic.")
+                raise ValueError(f"{name} is a setting of text; leave it out beside {kinds[0]}.")
         return self
 
 

@@ -1,0 +1,34 @@
+"""Greedy decoding of several prompts at once."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+
+def greedy(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, *, eos: int, pad: int
+) -> list[list[int]]:
+    """What a model writes after each prompt, up to its first eos, which is left in.
+
+    Args:
+        model: any causal language model of transformers, in evaluation mode.
+        prompts: token ids; shorter ones are padded on the left.
+        new_tokens: at most so many are written.
+        eos: the id that ends a text.
+        pad: the id to pad with.
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + [*prompt] for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    written = cast("Any", model).generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        eos_token_id=eos,
+        pad_token_id=pad,
+    )
+    rows = written[:, width:].tolist()
+    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
