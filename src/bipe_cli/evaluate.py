@@ -10,7 +10,7 @@ def evaluate(
     task: Annotated[
         str,
         typer.Argument(
-            help="What to measure: length-curve, arithmetic, passkey, multikey or scrolls.",
+            help="What to measure: length-curve, arithmetic, passkey, multikey, scrolls or harness.",
             show_default=False,
         ),
     ],
@@ -40,6 +40,12 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Of scrolls: a folder for the answers and the leaderboard's file.")
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Of harness: tasks of lm-evaluation-harness, such as hellaswag,piqa.")
+    ] = None,
+    include: Annotated[
+        Path | None, typer.Option(help="Of harness: a folder with further tasks as YAML files.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
 ) -> None:
     """Measure a trained model on a task."""
@@ -48,11 +54,12 @@ def evaluate(
     from bipe.evaluation.tasks import TASKS, TaskOptions
     from bipe.models.checkpoint import load_checkpoint
     from bipe.registry import choose
-    from bipe_cli.values import numbers
+    from bipe_cli.values import numbers, words
 
     measure = choose("task", TASKS, task)
     chosen = numbers("--lengths", lengths)
-    options = TaskOptions(data or (), chosen, protocol, max_windows, split, out)
+    named = words(tasks) or ()
+    options = TaskOptions(data or (), chosen, protocol, max_windows, split, out, named, include)
     for score in measure(load_checkpoint(model), options):
         if as_json:
             typer.echo(json.dumps(score.to_dict(), allow_nan=False))

@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bipe_cli.main import app, run
+
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the harness's own
 
@@ -99,3 +101,30 @@ def test_rolling_log_likelihood(folder: Path, tmp_path: Path) -> None:
     end = AutoTokenizer.from_pretrained(folder).eos_token  # which the harness puts in front
     expected = math.exp(-log_likelihood(folder, end, text) / len(text.split()))
     assert found["results"]["ours"]["word_perplexity,none"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_evaluate_harness_prints_the_harness_own_numbers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"question": "The cat sat", "choices": ["on the mat.", "house"], "answer": n % 2} for n in range(8)
+    ]
+    direct = evaluate(folder, tmp_path, "multiple_choice", CHOICE, rows)["results"]["ours"]["acc,none"]
+    command = ["evaluate", "harness", "--model", str(folder), "--include", str(tmp_path / "tasks")]
+    assert run(app, [*command, "--tasks", "ours", "--lengths", "64", "--json"]) == 0
+    (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert (row["task"], row["protocol"], row["metric"]) == ("harness", "ours", "acc")
+    assert (row["value"], row["length"], row["windows"]) == (direct, 64, 8)
+    error = (direct * (1 - direct) / 7) ** 0.5
+    assert (row["low"], row["high"]) == pytest.approx((direct - 1.96 * error, direct + 1.96 * error))
+
+
+def test_evaluate_harness_says_what_it_needs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "harness", "--model", str(folder)]
+    for more, message in (
+        (["--lengths", "64"], "needs names of its tasks: give --tasks"),
+        (["--tasks", "hellaswag"], "run at one context length: give --lengths"),
+        (["--tasks", "helaswag", "--lengths", "64"], "has no task 'helaswag'"),
+    ):
+        assert run(app, [*command, *more]) == 2
+        assert message in capsys.readouterr().err

@@ -14,6 +14,7 @@ from bipe.models.checkpoint import Checkpoint
 
 from .arithmetic import score_arithmetic, trained_operators
 from .base import Run, Score
+from .harness import score_harness
 from .length_curve import ENOUGH_WINDOWS, length_curve, scheme_name
 from .passkey import score_passkey
 from .scrolls import predict, score_scrolls, write_predictions
@@ -34,6 +35,8 @@ class TaskOptions:
         data: sources of text, as `load_documents` takes them, for tasks on text.
         split: of SCROLLS, the split to answer.
         out: of SCROLLS, the folder to write answers to.
+        tasks: names of the harness's tasks.
+        include: a folder with further tasks for the harness.
         documents: such text as ids already, each `(n,)` int64, in place of `data`.
         lengths: context lengths in tokens, empty for 1, 2, 4, 8 and 16 times the training length; of
             arithmetic, numbers of operations, empty for the trained one.
@@ -48,6 +51,8 @@ class TaskOptions:
     max_windows: int | None = None
     split: str = "validation"
     out: Path | None = None
+    tasks: Sequence[str] = ()
+    include: Path | None = None
     documents: Sequence[Tensor] = ()
 
     def texts(self, checkpoint: Checkpoint, what: str) -> Sequence[Tensor]:
@@ -109,6 +114,28 @@ def measure_passkey(checkpoint: Checkpoint, options: TaskOptions, keys: int = 1)
     )
 
 
+def measure_harness(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]:
+    """Tasks of lm-evaluation-harness.
+
+    Raises:
+        ValueError: as `score_harness`, or no tasks, or not one length, are named.
+    """
+    if not options.tasks:
+        raise ValueError("The harness needs names of its tasks: give --tasks, such as hellaswag,piqa.")
+    if len(options.lengths) != 1:
+        raise ValueError(
+            f"The harness is run at one context length: give --lengths; got {len(options.lengths)}."
+        )
+    return score_harness(
+        checkpoint,
+        options.tasks,
+        options.lengths[0],
+        run=_run_of(checkpoint),
+        limit=options.max_windows,
+        include=options.include,
+    )
+
+
 def measure_scrolls(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]:
     """Answer tasks of SCROLLS, write the answers down, and judge them where right ones are known.
 
@@ -152,6 +179,7 @@ def _run_of(checkpoint: Checkpoint) -> Run:
 
 TASKS: dict[str, Callable[[Checkpoint, TaskOptions], list[Score]]] = {
     "arithmetic": measure_arithmetic,
+    "harness": measure_harness,
     "length-curve": measure_length_curve,
     "multikey": partial(measure_passkey, keys=KEYS),
     "passkey": measure_passkey,
