@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bipe import BipeConfig, BipeForCausalLM
+from bipe.data.tokens import train_tokenizer
 from bipe_cli.main import app, run
 
 pytest.importorskip("lm_eval")
@@ -128,3 +130,24 @@ def test_evaluate_harness_says_what_it_needs(folder: Path, capsys: pytest.Captur
     ):
         assert run(app, [*command, *more]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_rulers_own_texts_are_made_and_answered_offline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The harness prints while it makes them, but not between the rows."""
+    pytest.importorskip("wonderwords")
+    # A tokenizer of single letters would never get one of RULER's examples into 4,096 tokens.
+    noise = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+    tokenizer = train_tokenizer(
+        [f"{noise} Question: Find all variables that are assigned the value"] * 20, 500
+    )
+    tokenizer.pad_token = tokenizer.eos_token
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BipeForCausalLM(BipeConfig.from_scheme("bipe-alibi", tokenizer, **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    command = ["evaluate", "harness", "--model", str(tmp_path), "--tasks", "ruler_vt", "--max-windows", "1"]
+    assert run(app, [*command, "--lengths", "4096", "--json"]) == 0
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (row["protocol"], row["metric"], row["length"], row["windows"]) == ("ruler_vt", "4096", 4096, 1)
+    assert 0 <= row["value"] <= 1

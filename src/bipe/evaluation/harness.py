@@ -1,10 +1,12 @@
 """Tasks of EleutherAI's lm-evaluation-harness, by name, at a context length that is given and not guessed."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
-from bipe.models.checkpoint import Checkpoint
+from bipe.models.checkpoint import Checkpoint, quiet_transformers
 
 from .base import Run, Score
 
@@ -12,6 +14,7 @@ NORMAL_INTERVAL = 1.96
 """Standard errors on either side of a value that make a 95 % interval."""
 
 
+@quiet_transformers()
 def score_harness(
     checkpoint: Checkpoint,
     tasks: Sequence[str],
@@ -56,9 +59,18 @@ def score_harness(
     # Its decorators hide the parameters of both from a type checker.
     wrap, evaluate = cast("Any", huggingface.HFLM), cast("Any", evaluator.simple_evaluate)
     wrapped = wrap(pretrained=model, tokenizer=tokenizer, max_length=length, batch_size=batch)
-    found = evaluate(
-        wrapped, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False, metadata=metadata
-    )
+    try:
+        with redirect_stdout(sys.stderr):  # where some tasks print on making their texts
+            found = evaluate(
+                wrapped,
+                tasks=list(tasks),
+                limit=limit,
+                task_manager=manager,
+                log_samples=False,
+                metadata=metadata,
+            )
+    except ImportError as error:  # of what a task needs beside the harness
+        raise ValueError(str(error)) from error
     assert found is not None, "only other ranks than the first get nothing"
     return [
         _score(checkpoint, name, metric, measured, length, _questions(found, name), run)
