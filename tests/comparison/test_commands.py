@@ -127,7 +127,7 @@ def test_a_prompt_starts_as_training_documents_do(trained, monkeypatch):
     [
         (
             ["evaluate", "perplexty", "--model", "x", "--data", "y"],
-            "Unknown task 'perplexty'. Choose one of: arithmetic, length",
+            "Unknown task 'perplexty'. Choose one of: arithmetic, harness, length",
         ),
         (
             ["evaluate", "length-curve", "--model", "nowhere", "--data", "y"],
