@@ -143,7 +143,10 @@ def test_arms_on_text_have_segments_of_their_own(texts: Path, tmp_path: Path) ->
         ({"arms": {"x": {"scheme": "rope", "model": {"width": 3}}}}, r"arms\.x\.model\.width: Extra"),
         ({"arms": {"rope": {"scheme": "rope"}}}, "Each scheme is compared once"),
         ({"evaluation": {"tasks": ["length-curve"]}}, "measures arithmetic; got length-curve"),
-        ({"evaluation": {"tasks": ["chess"]}}, "Unknown task 'chess'. Choose one of: arithmetic, harness, length"),
+        (
+            {"evaluation": {"tasks": ["chess"]}},
+            "Unknown task 'chess'. Choose one of: arithmetic, harness, length",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

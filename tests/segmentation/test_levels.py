@@ -99,7 +99,9 @@ def test_a_rule_of_several_names_has_several_levels() -> None:
     assert isinstance(segmenter, Levels)
     assert [type(level) for level in segmenter.segmenters] == [TokenSet, NewlineRun, NewlineRun]
     assert build_segmenter(segmenter.to_spec()) == segmenter
-    with pytest.raises(ValueError, match=r"Unknown rule .page.\. Choose one of: block, equals, file, line, paper"):
+    with pytest.raises(
+        ValueError, match=r"Unknown rule .page.\. Choose one of: block, equals, file, line, paper"
+    ):
         segmenter_of(TOKENIZERS["bytes"](), "sentence/page")
 
 
