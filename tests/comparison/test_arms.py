@@ -86,7 +86,7 @@ def test_the_report_shows_shares(solved: Path) -> None:
     assert "trained on 3 operations in a problem, tested on up to 5" in page
     assert "Perplexity beyond" not in page
     assert "Effective context" not in page
-    assert (solved / "arithmetic.png").stat().st_size > 1000
+    assert (solved / "arithmetic_accuracy.png").stat().st_size > 1000
     described = json.loads((solved / "settings.json").read_text())
     assert described["data"] == {"arithmetic": ARITHMETIC["data"]["arithmetic"]}
     assert described["arms"] == ARITHMETIC["arms"]
@@ -130,6 +130,35 @@ def test_arms_on_text_have_segments_of_their_own(texts: Path, tmp_path: Path) ->
     assert per_segment["four"] == 4
     assert per_segment["line"] > 6
     assert (tmp_path / "run" / "differences.jsonl").exists() is False
+
+
+@few_windows
+def test_texts_too_short_for_keys_are_refused_before_training(texts: Path, tmp_path: Path) -> None:
+    chosen = settings(texts, evaluation={**SMALL["evaluation"], "tasks": ["length-curve", "passkey"]})
+    with pytest.raises(ValueError, match=r"Telling and asking for a key takes .* got 16"):
+        compare(chosen, tmp_path / "run", say=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+@few_windows
+def test_keys_are_asked_for_in_a_comparison_on_text(texts: Path, tmp_path: Path) -> None:
+    evaluation = {"lengths": [200, 400], "max_windows": 10, "tasks": ["length-curve", "multikey", "passkey"]}
+    chosen = settings(
+        texts, schemes=["bipe-rope"], learning_rates=[1e-3], evaluation={**evaluation, "problems": 3}
+    )
+    compare(chosen, tmp_path / "run", say=lambda line: None)
+    rows = read_records(tmp_path / "run" / "scores.jsonl")
+    keys = {(row["task"], row["metric"], row["length"]) for row in rows if row["task"] != "length-curve"}
+    assert keys == {
+        (task, metric, length)
+        for task in ("multikey", "passkey")
+        for metric in ("accuracy", "choice_accuracy")
+        for length in (200, 400)
+    }
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Choice_accuracy in passkey" not in page
+    assert "Choice accuracy in passkey" in page
+    assert "Perplexity beyond the trained length" in page
 
 
 @pytest.mark.parametrize(

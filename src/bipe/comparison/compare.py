@@ -1,6 +1,7 @@
 """Several schemes trained alike on the same text, measured at growing lengths, and reported."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 
 from bipe.evaluation.base import Run
 from bipe.evaluation.length_curve import Curve, load_curves, paired_differences, scores
+from bipe.evaluation.passkey import make_trial
+from bipe.evaluation.tasks import KEYS_OF
 from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
 from bipe.segmentation import segmenter_of
@@ -173,6 +176,11 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
             f"The longest length, {settings.lengths[-1]} tokens, does not fit in the test text, whose "
             f"longest document has {longest}. Ask for shorter --lengths or give longer --test documents."
         )
+    for task in settings.tasks:
+        if task in KEYS_OF:
+            make_trial(
+                corpus.test[0][: settings.lengths[0]], corpus.tokenizer, KEYS_OF[task], random.Random(0)
+            )
 
 
 def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> dict[str, float]:

@@ -61,9 +61,9 @@ def make_trial(text: Tensor, tokenizer: PreTrainedTokenizerBase, keys: int, draw
     question = _ids(tokenizer, f"\nThe pass key{of[0]} is")
     room = len(text) - sum(map(len, told)) - len(question)
     if room < 1:
+        what = "a key" if keys == 1 else f"{keys} keys"
         raise ValueError(
-            f"Telling and asking for {keys} keys takes {len(text) - room} tokens, so texts need more; got "
-            f"{len(text)}."
+            f"Telling and asking for {what} takes {len(text) - room} tokens, so texts need more; got {len(text)}."
         )
     rest = text[len(text) - room :].tolist()
     places = [draw.randrange(room) for _ in told]

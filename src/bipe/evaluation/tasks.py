@@ -23,8 +23,8 @@ PROBLEMS = 1000
 """Arithmetic problems of each length where nothing else is said."""
 TRIALS = 100
 """Likewise, questions for a key."""
-KEYS = 4
-"""Keys that `multikey` tells."""
+KEYS_OF = {"multikey": 4, "passkey": 1}
+"""Keys that a task tells."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def measure_arithmetic(checkpoint: Checkpoint, options: TaskOptions) -> list[Sco
     return score_arithmetic(model, operators, problems, run=_run_of(checkpoint))
 
 
-def measure_passkey(checkpoint: Checkpoint, options: TaskOptions, keys: int = 1) -> list[Score]:
+def measure_passkey(checkpoint: Checkpoint, options: TaskOptions, *, keys: int) -> list[Score]:
     """How often a checkpoint finds a key in texts of growing length.
 
     Raises:
@@ -181,7 +181,6 @@ TASKS: dict[str, Callable[[Checkpoint, TaskOptions], list[Score]]] = {
     "arithmetic": measure_arithmetic,
     "harness": measure_harness,
     "length-curve": measure_length_curve,
-    "multikey": partial(measure_passkey, keys=KEYS),
-    "passkey": measure_passkey,
+    **{task: partial(measure_passkey, keys=keys) for task, keys in KEYS_OF.items()},
     "scrolls": measure_scrolls,
 }

@@ -149,7 +149,7 @@ def write_report(run_dir: str | Path) -> Path:
         (folder / "length_curve.png").write_bytes(figure_png(picture))
     for task, metric in run.shares:
         picture = task_figure(run.scores, task, metric, run.train_length, styles=styles)
-        (folder / f"{task}.png").write_bytes(figure_png(picture))
+        (folder / f"{task}_{metric}.png").write_bytes(figure_png(picture))
     return page
 
 
@@ -252,7 +252,7 @@ def _context(run: Run) -> dict[str, Any]:
 
 
 def _share_title(task: str, metric: str) -> str:
-    return f"{metric.capitalize()} in {task}"
+    return f"{metric.capitalize().replace('_', ' ')} in {task}"
 
 
 def _few_windows(run: Run) -> list[str]:
