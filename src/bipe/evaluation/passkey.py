@@ -63,7 +63,8 @@ def make_trial(text: Tensor, tokenizer: PreTrainedTokenizerBase, keys: int, draw
     if room < 1:
         what = "a key" if keys == 1 else f"{keys} keys"
         raise ValueError(
-            f"Telling and asking for {what} takes {len(text) - room} tokens, so texts need more; got {len(text)}."
+            f"Telling and asking for {what} takes {len(text) - room} tokens, and texts need more; got "
+            f"{len(text)}."
         )
     rest = text[len(text) - room :].tolist()
     places = [draw.randrange(room) for _ in told]
