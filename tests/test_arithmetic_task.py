@@ -93,6 +93,17 @@ def test_decoding_in_a_batch_is_decoding_one_by_one(scheme: str) -> None:
     assert answered_right(model, blocks).tolist() == right
 
 
+def test_a_checkpoints_own_settings_of_generation_do_not_count() -> None:
+    blocks, model = ArithmeticBlocks(2, "test", 20), random_model()
+    problems = [blocks.problem(n) for n in range(20)]
+    expected = answers(model, problems, blocks.length)
+    assert model.generation_config is not None
+    model.generation_config.update(
+        num_beams=4, repetition_penalty=1.7, num_return_sequences=2, no_repeat_ngram_size=2
+    )
+    assert answers(model, problems, blocks.length) == expected
+
+
 def test_scores_have_a_wilson_interval_and_say_what_they_were_measured_on() -> None:
     model = random_model()
     blocks = ArithmeticBlocks(3, "test", 40)

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import binomtest
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, normalizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from bipe import BipeConfig, BipeForCausalLM
 from bipe.data.tokens import train_tokenizer
@@ -74,6 +81,19 @@ def test_keys_stand_at_all_places(ids: torch.Tensor, tokenizer: PreTrainedTokeni
         places.append(text.index("The pass key") / len(text))
     counts = torch.histc(torch.tensor(places), bins=4, min=0, max=1)
     assert counts.min() > 30
+
+
+def test_a_key_continues_the_question_with_a_tokenizer_that_marks_beginnings() -> None:
+    """As Llama-2's: what it is given starts with a mark of its own, which no key in running text has."""
+    characters = sorted({*TEXT, *"Thepasskeyisofthe0123456789.\n▁"} | set("".join(NAMES)))
+    backend = Tokenizer(models.BPE({c: n for n, c in enumerate(characters)}, []))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    trial = make_trial(torch.zeros(200, dtype=torch.int64), tokenizer, 1, random.Random(0))
+    row, key = trial.prompt.tolist(), trial.choices[0]
+    assert any(row[n : n + len(key)] == key for n in range(len(row))), "as it was told"
+    assert tokenizer.convert_ids_to_tokens(key)[0] == "▁"
+    assert len(key) == 6
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -278,6 +278,8 @@ def test_wrong_use_is_one_line(trained: Path, capsys: Any) -> None:
         (["--data", "qaspr"], "Unknown task of SCROLLS 'qaspr'"),
         (["--data", str(trained / "qasper.zip"), "--lengths", "30,60"], "answered at one length; got 2"),
         (["--data", str(trained / "qasper.zip"), "--split", "dev"], "has no dev.jsonl"),
+        (["--data", str(trained / "qasper.zip"), "--split", "test"], "give --out to keep the answers"),
+        (["--data", str(trained / "qasper.zip"), "--tasks", "piqa"], "--tasks is an option of harness"),
     ):
         assert run(app, [*command, *more]) == 2
         assert message in capsys.readouterr().err

@@ -57,6 +57,9 @@ def evaluate(
     from bipe_cli.values import numbers, words
 
     measure = choose("task", TASKS, task)
+    for option, given, of in (("--out", out, "scrolls"), ("--tasks", tasks, "harness")):
+        if given is not None and task != of:
+            raise ValueError(f"{option} is an option of {of}, and {task} does not read it.")
     chosen = numbers("--lengths", lengths)
     named = words(tasks) or ()
     options = TaskOptions(data or (), chosen, protocol, max_windows, split, out, named, include)

@@ -1,6 +1,7 @@
 """Comparisons of arms, and on arithmetic."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bipe.comparison import Comparison, compare
 from bipe.evaluation.tasks import TASKS, TaskOptions
 from bipe.models.checkpoint import load_checkpoint
 from bipe.report import read_records
+from bipe.training import ArithmeticSettings, read_settings
 from bipe_cli.main import app, run
 
 from .conftest import SMALL, settings
@@ -104,6 +106,51 @@ def test_the_command_goes_on_with_more_arms(solved: Path, tmp_path: Path, capsys
     assert "accuracy" in capsys.readouterr().out
 
 
+def test_an_arm_added_to_a_folder_is_tried_with_its_own_settings(tmp_path: Path) -> None:
+    """It has a scheme's name and more than one rate: the trials must be of the arm all the same."""
+    first = {**ARITHMETIC, "arms": {}, "learning_rates": [1e-3, 2e-3], "sweep_steps": 2}
+    compare(Comparison.model_validate(first), tmp_path / "run", say=lambda line: None)
+    arm = {"scheme": "bipe-rope", "model": {"hidden_size": 24}}
+    compare(
+        Comparison.model_validate({**first, "arms": {"alibi": arm}}), tmp_path / "run", say=lambda line: None
+    )
+    for folder in ("sweep/alibi-0.001", "sweep/alibi-0.002", "runs/alibi-0"):
+        config = bipe.BipeConfig.from_pretrained(tmp_path / "run" / folder)
+        assert (config.hidden_size, config.inter) == (24, {"type": "rope"})
+    before = (tmp_path / "run" / "comparison.json").read_text()
+    other = {"alibi": {**arm, "model": {"hidden_size": 32}}}
+    with pytest.raises(ValueError, match="holds another arm 'alibi'"):
+        compare(Comparison.model_validate({**first, "arms": other}), tmp_path / "run")
+    assert (tmp_path / "run" / "comparison.json").read_text() == before
+
+
+def test_a_folder_made_anew_in_one_process_has_its_own_problems(tmp_path: Path) -> None:
+    for operators in (2, 3):
+        data = {"arithmetic": {**ARITHMETIC["data"]["arithmetic"], "operators": operators}}
+        chosen = Comparison.model_validate({**ARITHMETIC, "arms": {}, "data": data})
+        compare(chosen, tmp_path / "run", say=lambda line: None)
+        identity = json.loads((tmp_path / "run" / "runs" / "rope-0" / "training.json").read_text())[
+            "identity"
+        ]
+        assert identity["data"]["length"] == {2: 14, 3: 26}[operators]
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_arms_can_be_given_on_the_command_line(tmp_path: Path) -> None:
+    given = {"arms": "{wide: {scheme: rope, model: {hidden_size: 24}}}", "data.arithmetic": "{operators: 2}"}
+    chosen = read_settings(Comparison, None, given)
+    assert chosen.model_of("wide").hidden_size == 24
+    assert (chosen.data.arithmetic, chosen.data.train, chosen.rule) == (
+        ArithmeticSettings(operators=2),
+        None,
+        "equals",
+    )
+    with pytest.raises(
+        ValueError, match=r"unknown setting 'arms.wide.modle', choose one of: scheme, rule, model"
+    ):
+        read_settings(Comparison, None, {"arms": "{wide: {scheme: rope, modle: {}}}"})
+
+
 def test_evaluate_asks_arithmetic_of_the_trained_size(solved: Path, capsys: Any) -> None:
     command = ["evaluate", "arithmetic", "--model", str(solved / "runs" / "rope-0"), "--max-windows", "5"]
     assert run(app, [*command, "--json"]) == 0
@@ -171,6 +218,9 @@ def test_keys_are_asked_for_in_a_comparison_on_text(texts: Path, tmp_path: Path)
         ({"arms": {"x": {"scheme": "rope", "rule": "word"}}}, "Unknown rule 'word'"),
         ({"arms": {"x": {"scheme": "rope", "model": {"width": 3}}}}, r"arms\.x\.model\.width: Extra"),
         ({"arms": {"rope": {"scheme": "rope"}}}, "Each scheme is compared once"),
+        ({"evaluation": {"tasks": ["arithmetic", "arithmetic"]}}, "Each task is measured once"),
+        ({"test": ["a.txt"]}, "makes its own test problems"),
+        ({"data": {"scrolls": {"task": "qasper"}}, "rule": "paper"}, "SCROLLS is for bipe train"),
         ({"evaluation": {"tasks": ["length-curve"]}}, "measures arithmetic; got length-curve"),
         (
             {"evaluation": {"tasks": ["chess"]}},

@@ -265,7 +265,7 @@ def test_a_folder_refused_for_its_text_can_be_used_by_the_mended_command(texts, 
 def test_a_warm_up_longer_than_the_run_is_shortened():
     chosen = read_settings(Comparison, None, {}, {"training.steps": 3})
     assert (chosen.training.steps, chosen.training.warmup_steps) == (3, 20)
-    job = runs.Job(Path("out"), "runs/rope-0", "rope", 0, 1e-3, 3, measure=True)
+    job = runs.Job(Path("out"), "runs/rope-0", "rope", 0, 1e-3, 3, measure=True, settings=Comparison())
     assert runs.recipe_of(chosen, job).training.warmup_steps == 0
 
 
@@ -311,7 +311,9 @@ def test_each_protocol_is_measured_once(texts, tmp_path):
 def test_a_trial_is_the_beginning_of_its_run(texts, tmp_path):
     chosen = settings(texts, training={**SMALL["training"], "steps": 40, "warmup_steps": 20})
     trial, whole = (
-        runs.recipe_of(chosen, runs.Job(tmp_path, "x", "rope", 0, 1e-3, steps, measure=measure)).training
+        runs.recipe_of(
+            runs.Job(tmp_path, "x", "rope", 0, 1e-3, steps, measure=measure, settings=chosen)
+        ).training
         for steps, measure in ((2, False), (40, True))
     )
     assert (trial.steps, trial.warmup_steps, trial.schedule_steps) == (2, 8, 40)

@@ -70,7 +70,7 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     settings = _with_those_there(settings, out)
     jobs = _jobs(settings, out)
     for job in jobs:
-        check_recipe(recipe_of(settings, job))
+        check_recipe(recipe_of(job))
     _claim(settings, out)
     say("Reading the text ...")
     try:
@@ -99,7 +99,7 @@ def _jobs(settings: Comparison, out: Path) -> list[Job]:
     """The runs, all names of a seed before the next seed; their rates are the first to be tried."""
     rate, steps = settings.learning_rates[0], settings.training.steps
     return [
-        Job(out, f"runs/{name}-{seed}", name, seed, rate, steps, measure=True)
+        Job(out, f"runs/{name}-{seed}", name, seed, rate, steps, measure=True, settings=settings)
         for seed, name in product(range(settings.seeds), settings.names)
     ]
 
@@ -140,10 +140,20 @@ def _settings_there(out: Path) -> Comparison | None:
 
 
 def _with_those_there(settings: Comparison, out: Path) -> Comparison:
-    """The settings with the schemes, arms and seeds that a comparison in this folder has already."""
+    """The settings with the schemes, arms and seeds that a comparison in this folder has already.
+
+    Raises:
+        ValueError: an arm of the same name is another one there.
+    """
     there = _settings_there(out)
     if there is None:
         return settings
+    for name in there.arms.keys() & settings.arms.keys():
+        if there.arms[name] != settings.arms[name]:
+            raise ValueError(
+                f"{out} holds another arm {name!r}. Give this one another name, or choose another folder "
+                "with --out."
+            )
     schemes = list(dict.fromkeys([*there.schemes, *settings.schemes]))
     seeds, arms = max(there.seeds, settings.seeds), {**there.arms, **settings.arms}
     return settings.model_copy(update={"schemes": schemes, "arms": arms, "seeds": seeds})
@@ -167,7 +177,7 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
     corpus.validation_blocks(length, settings.evaluation.validation_blocks)
     segmenter_of(corpus.tokenizer, settings.rule)  # the report counts segments in any case
     for job in _jobs(settings, Path())[: len(settings.names)]:  # seeds change no config
-        configure(recipe_of(settings, job), corpus.material)
+        configure(recipe_of(job), corpus.material)
     if not corpus.test:
         return
     longest = max(len(document) for document in corpus.test)
@@ -176,11 +186,10 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
             f"The longest length, {settings.lengths[-1]} tokens, does not fit in the test text, whose "
             f"longest document has {longest}. Ask for shorter --lengths or give longer --test documents."
         )
-    for task in settings.tasks:
-        if task in KEYS_OF:
-            make_trial(
-                corpus.test[0][: settings.lengths[0]], corpus.tokenizer, KEYS_OF[task], random.Random(0)
-            )
+    for task in KEYS_OF.keys() & set(settings.tasks):
+        for seed in range(20):  # some names and numbers take more tokens than others
+            text = corpus.test[0][: settings.lengths[0]]
+            make_trial(text, corpus.tokenizer, KEYS_OF[task], random.Random(seed))
 
 
 def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> dict[str, float]:
@@ -189,7 +198,7 @@ def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> d
         return dict.fromkeys(settings.names, settings.learning_rates[0])
     steps = min(settings.sweep_steps, settings.training.steps)
     jobs = [
-        Job(out, f"sweep/{name}-{rate!r}", name, 0, rate, steps, measure=False)
+        Job(out, f"sweep/{name}-{rate!r}", name, 0, rate, steps, measure=False, settings=settings)
         for name, rate in product(settings.names, settings.learning_rates)
     ]
     found: dict[str, dict[float, float]] = {name: {} for name in settings.names}
@@ -252,7 +261,8 @@ def _headline(out: Path, job: Job) -> str:
         for row in read_records(out / "scores.jsonl")
         if (row["scheme"], row["seed"]) == (job.name, job.seed) and row["metric"] in HEADLINES
     ]
-    metric, protocol = rows[0]["metric"], rows[0]["protocol"]
+    first = min(rows, key=lambda row: list(HEADLINES).index(row["metric"]))
+    metric, protocol = first["metric"], first["protocol"]
     found = ", ".join(
         f"{row['value']:{HEADLINES[metric]}} at {row['length']}"
         for row in rows

@@ -55,6 +55,7 @@ def make_corpus(settings: Comparison, out: Path) -> None:
     Raises:
         ValueError: there is no text where it should be.
     """
+    load_corpus.cache_clear()
     data = settings.data
     if (out / FILE).exists() or data.train is None:
         return
@@ -82,7 +83,6 @@ def make_corpus(settings: Comparison, out: Path) -> None:
         tensors[name] = torch.cat(documents).int()
         tensors[f"{name}_lengths"] = torch.tensor([len(document) for document in documents])
     write_tensors(out / FILE, tensors)
-    load_corpus.cache_clear()
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from bipe.training.train import configure, train_model
 from bipe.training.trainer import TrainingDiverged
 
 from .corpus import Corpus, load_corpus
-from .settings import MARKER, Comparison
+from .settings import Comparison
 
 LOSSES = "losses.safetensors"
 """Of a run: what every window lost at every length."""
@@ -45,6 +45,7 @@ class Job:
         learning_rate: its learning rate.
         steps: its optimiser steps.
         measure: whether it is measured afterwards.
+        settings: of the comparison that it belongs to; those in its folder may lack an arm that is new.
     """
 
     out: Path
@@ -54,6 +55,7 @@ class Job:
     learning_rate: float
     steps: int
     measure: bool
+    settings: Comparison
 
 
 RunAll = Callable[[Sequence[Job]], Iterator[tuple[Job, int]]]
@@ -105,9 +107,9 @@ def run(job: Job) -> int:
 
 
 def _train_and_measure(job: Job) -> int:
-    settings = Comparison.model_validate_json((job.out / MARKER).read_text(encoding="utf-8"))
+    settings = job.settings
     corpus, length = load_corpus(job.out), settings.data.block_length
-    recipe = recipe_of(settings, job)
+    recipe = recipe_of(job)
     folder = job.out / job.folder
     trained = train_model(
         configure(recipe, corpus.material),
@@ -162,12 +164,13 @@ def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> No
     write_whole(others, "".join(json.dumps(score.to_dict()) + "\n" for score in scores))
 
 
-def recipe_of(settings: Comparison, job: Job) -> Recipe:
+def recipe_of(job: Job) -> Recipe:
     """The job as a recipe; a trial is the beginning of the run that it stands for.
 
     A schedule of its own would end a trial before rates differ: in `results/first_length_curves.md` two rates
     tie after 100 such steps, and after 500 have perplexities of 162 and 141.
     """
+    settings = job.settings
     full = settings.training
     training = full.model_dump() | {
         "learning_rate": job.learning_rate,

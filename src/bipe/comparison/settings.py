@@ -10,7 +10,13 @@ from bipe.evaluation.tasks import TASKS
 from bipe.models import SCHEMES
 from bipe.registry import choose
 from bipe.segmentation import check_rule
-from bipe.training.recipe import DataSettings, ModelSettings, Settings, TrainingSettings
+from bipe.training.recipe import (
+    DataSettings,
+    ModelSettings,
+    Settings,
+    TrainingSettings,
+    rule_of_data,
+)
 
 MARKER = "comparison.json"
 """The file that makes a folder a comparison's, with its settings."""
@@ -52,7 +58,8 @@ class ComparisonData(DataSettings):
     @model_validator(mode="before")
     @classmethod
     def _take_stdlib(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not (values.get("train") or values.get("arithmetic")):
+        kinds = ("train", "arithmetic", "scrolls")
+        if isinstance(values, dict) and all(values.get(kind) is None for kind in kinds):
             return {**values, "train": ["stdlib"]}
         return values
 
@@ -87,7 +94,7 @@ class Comparison(Settings):
     seeds: int = Field(default=1, ge=1, le=1000)
     """Runs of each scheme, with the seeds 0, 1, ..."""
     rule: str = "paper"
-    """The rule by which tokens end a segment."""
+    """The rule by which tokens end a segment; of arithmetic equals by default."""
     data: ComparisonData = Field(default_factory=ComparisonData)
     """The training text; its validation text picks the learning rate."""
     test: list[str] | None = None
@@ -102,6 +109,8 @@ class Comparison(Settings):
     sweep_steps: int = Field(default=60, ge=1)
     """Steps of each trial, the first of the run that it stands for, on seed 0."""
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+
+    _rule_of_data = model_validator(mode="before")(rule_of_data)
 
     @property
     def names(self) -> list[str]:
@@ -173,6 +182,10 @@ class Comparison(Settings):
             choose("task", TASKS, task)
         if self.data.scrolls is not None:
             raise ValueError("A comparison trains on text or on arithmetic; SCROLLS is for bipe train.")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"Each task is measured once; got {', '.join(self.tasks)}.")
+        if self.data.arithmetic is not None and self.test:
+            raise ValueError("Arithmetic makes its own test problems: leave test out.")
         needed, others = "length-curve", {"passkey", "multikey"}
         if self.data.arithmetic is not None:
             needed, others = "arithmetic", set[str]()

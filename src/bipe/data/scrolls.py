@@ -109,13 +109,17 @@ def _lines(path: Path, name: str) -> list[str]:
     if path.is_dir():
         if not (path / name).is_file():
             raise ValueError(f"{path} has no {name}.")
-        return (path / name).read_text(encoding="utf-8").split("\n")
+        return (path / name).read_text(encoding="utf-8-sig").split("\n")
     try:
         with zipfile.ZipFile(path) as archive:
-            found = [member for member in archive.namelist() if Path(member).name == name]
+            found = [
+                member
+                for member in archive.namelist()
+                if Path(member).name == name and "__MACOSX" not in member
+            ]
             if not found:
                 raise ValueError(f"{path} has no {name}; it holds {', '.join(archive.namelist()[:5])}.")
-            return archive.read(found[0]).decode("utf-8").split("\n")
+            return archive.read(found[0]).decode("utf-8-sig").split("\n")
     except zipfile.BadZipFile:
         raise ValueError(f"{path} is no zip file.") from None
 
@@ -177,8 +181,8 @@ class ScrollsBlocks(Dataset[dict[str, Tensor]]):
     """Prompts with their answers, one a block, to fine-tune on; an example with several answers is several.
 
     An item is a dict of three tensors `(length,)` int64: `input_ids`; `attention_mask`, 0 on the padding at
-    the end; `labels`, -100 on prompt and padding. An answer has at most the task's tokens and ends with the
-    eos; an input that is too long loses its end.
+    the end; `labels`, -100 on prompt and padding. An answer has at most the task's tokens and half the block,
+    and ends with the eos; an input that is too long loses its end.
 
     Args:
         task: a key of `SCROLLS`.
@@ -206,7 +210,8 @@ class ScrollsBlocks(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         text, output = self.pairs[index]
         eos = self.tokenizer.eos_token_id
-        answer = [*_encode(self.tokenizer, output)[: SCROLLS[self.task].new_tokens], eos]
+        most = min(SCROLLS[self.task].new_tokens, self.length // 2)
+        answer = [*_encode(self.tokenizer, output)[:most], eos]
         prompt, _ = prompt_ids(self.task, text, self.tokenizer, self.length - len(answer))
         padding = self.length - len(prompt) - len(answer)
         return {

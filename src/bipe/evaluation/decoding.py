@@ -25,7 +25,12 @@ def greedy(
     written = cast("Any", model).generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
+        # A checkpoint's own settings of generation may say otherwise.
         do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         max_new_tokens=new_tokens,
         eos_token_id=eos,
         pad_token_id=pad,

@@ -51,6 +51,8 @@ def score_harness(
     except ImportError:
         raise ValueError("lm-evaluation-harness is not installed: pip install 'bipe[eval]'.") from None
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The harness ends texts with the tokenizer's eos, and this one has none.")
     metadata = {"tokenizer": str(checkpoint.directory), "max_seq_lengths": [length]}
     manager = TaskManager(include_path=None if include is None else str(include), metadata=metadata)
     if unknown := [name for name in tasks if name not in manager.all_tasks]:

@@ -70,7 +70,9 @@ def make_trial(text: Tensor, tokenizer: PreTrainedTokenizerBase, keys: int, draw
     places = [draw.randrange(room) for _ in told]
     for place, sentence in sorted(zip(places, told, strict=True), reverse=True):
         rest[place:place] = sentence
-    choices = [_ids(tokenizer, f" {number}") for number in numbers[:CHOICES]]
+    # After the question, since a tokenizer may mark the beginning of what it is given.
+    asked = f"\nThe pass key{of[0]} is"
+    choices = [_ids(tokenizer, f"{asked} {number}")[len(question) :] for number in numbers[:CHOICES]]
     return Trial(torch.tensor(rest + question), choices)
 
 

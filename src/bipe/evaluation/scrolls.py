@@ -49,7 +49,7 @@ def predict(
     if tokenizer.eos_token_id is None:
         raise ValueError("An answer ends with the tokenizer's eos, and this one has none.")
     eos = cast("int", tokenizer.eos_token_id)
-    new_tokens = min(SCROLLS[task].new_tokens, length // 2)
+    new_tokens = max(1, min(SCROLLS[task].new_tokens, length // 2))
     asked = [prompt_ids(task, example.input, tokenizer, length - new_tokens) for example in examples]
     if cut := sum(was_cut for _, was_cut in asked):
         warnings.warn(

@@ -146,6 +146,8 @@ def measure_scrolls(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]
         raise ValueError("SCROLLS needs its tasks: give --data, such as qasper or the path of qasper.zip.")
     if len(options.lengths) > 1:
         raise ValueError(f"SCROLLS is answered at one length; got {len(options.lengths)}.")
+    if options.split == "test" and options.out is None:
+        raise ValueError("The right answers of the test split are not known: give --out to keep the answers.")
     length = (options.lengths or [checkpoint.model.config.max_position_embeddings])[0]
     rows: list[Score] = []
     for source in options.data:
@@ -154,8 +156,8 @@ def measure_scrolls(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]
         answers = predict(checkpoint.model, checkpoint.tokenizer, task, chosen, length)
         if options.out is not None:
             write_predictions(options.out, task, answers)
-        if all(example.outputs for example in chosen):
-            rows += score_scrolls(checkpoint.model, task, chosen, answers, length, run=_run_of(checkpoint))
+        if known := [example for example in chosen if example.outputs]:
+            rows += score_scrolls(checkpoint.model, task, known, answers, length, run=_run_of(checkpoint))
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -37,6 +37,14 @@ class ArithmeticSettings(Settings):
     """Problems to train on, made when they are needed."""
     validation_problems: Size = 512
     """Problems to validate on."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "ArithmeticSettings":
+        if self.fewest_operators is not None and self.fewest_operators > self.operators:
+            raise ValueError(
+                f"fewest_operators must be at most operators, {self.operators}; got {self.fewest_operators}."
+            )
+        return self
 
 
 class ScrollsSettings(Settings):
@@ -200,6 +208,13 @@ class TrainingSettings(Settings):
         return self
 
 
+def rule_of_data(values: Any) -> Any:
+    """Settings in which arithmetic has its own rule, where none is given."""
+    data = values.get("data") if isinstance(values, dict) else None
+    given = data.get("arithmetic") if isinstance(data, dict) else getattr(data, "arithmetic", None)
+    return values if given is None or "rule" in values else {**values, "rule": "equals"}
+
+
 class Recipe(Settings):
     """All that decides a training run.
 
@@ -213,12 +228,15 @@ class Recipe(Settings):
     start: str | None = None
     """Folder of a model to go on from, as `bipe convert` writes it, with its scheme, sizes and tokenizer."""
     rule: str = "paper"
-    """The rule by which tokens end a segment: paper, sentence, line, released, or of arithmetic equals."""
+    """The rule by which tokens end a segment: paper, sentence, line or released; of arithmetic equals, which
+    is its default."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides initial weights, data order and dropout."""
     data: DataSettings
     model: ModelSettings = Field(default_factory=ModelSettings)
     training: TrainingSettings
+
+    _rule_of_data = model_validator(mode="before")(rule_of_data)
 
     @model_validator(mode="after")
     def _check_start(self) -> "Recipe":
@@ -349,7 +367,9 @@ def _dotted_names(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _settings_in(annotation: Any) -> type[BaseModel] | None:
-    """The group of settings that a field holds, if it holds one, or may."""
+    """The group of settings that a field holds, if it holds one, or may; not groups by name."""
+    if get_origin(annotation) is dict:
+        return None
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -380,9 +400,13 @@ def _describe(kind: type[BaseModel], one: Mapping[str, Any]) -> str:
 
 
 def _group(kind: type[BaseModel], keys: Sequence[str]) -> type[BaseModel]:
-    group = kind
-    for key in keys:
-        inner = _settings_in(group.model_fields[key].annotation)
+    group, rest = kind, list(keys)
+    while rest:
+        annotation = group.model_fields[rest.pop(0)].annotation
+        if get_origin(annotation) is dict:  # of groups by name
+            annotation = get_args(annotation)[1]
+            rest = rest[1:]
+        inner = _settings_in(annotation)
         assert inner is not None, "pydantic finds unknown names in groups only"
         group = inner
     return group
