@@ -22,7 +22,8 @@ def score_arithmetic(
     """The share of test problems whose final answer is right, for each number of operations.
 
     The model gets a question with its `=` and writes on greedily; it is right if the symbol before the end of
-    text is the answer, whatever stands before it. Low and high are a Wilson interval.
+    text is the answer, whatever stands before it. Low and high are a Wilson interval; with 1 or 2
+    operations few questions differ, and it is too narrow.
 
     Args:
         model: any causal language model of transformers with the task's vocabulary.
