@@ -265,8 +265,8 @@ def test_a_folder_refused_for_its_text_can_be_used_by_the_mended_command(texts, 
 def test_a_warm_up_longer_than_the_run_is_shortened():
     chosen = read_settings(Comparison, None, {}, {"training.steps": 3})
     assert (chosen.training.steps, chosen.training.warmup_steps) == (3, 20)
-    job = runs.Job(Path("out"), "runs/rope-0", "rope", 0, 1e-3, 3, measure=True, settings=Comparison())
-    assert runs.recipe_of(chosen, job).training.warmup_steps == 0
+    job = runs.Job(Path("out"), "runs/rope-0", "rope", 0, 1e-3, 3, measure=True, settings=chosen)
+    assert runs.recipe_of(job).training.warmup_steps == 0
 
 
 def test_a_trial_that_fails_has_not_diverged(texts, tmp_path, monkeypatch):
