@@ -209,13 +209,13 @@ class FewParameters:
         return 7
 
 
-def test_a_summarys_score_is_the_geometric_mean_of_the_means() -> None:
+def test_a_summarys_score_is_the_geometric_mean_of_the_means(tokenizer: Any) -> None:
     examples = [Example(str(n), "", ("red old house",)) for n in range(3)]
     said = {"0": "red old house", "1": "red old tree", "2": "a house"}
     # ROUGE-1: 1, 2/3 and 2 * 1/2 * 1/3 / (1/2 + 1/3) = 2/5; ROUGE-2: 1, 1/2 and 0; ROUGE-L as ROUGE-1.
     one, two = 100 * (1 + 2 / 3 + 2 / 5) / 3, 100 * (1 + 1 / 2 + 0) / 3
     model: Any = FewParameters()
-    scores = score_scrolls(model, "qmsum", examples, said, 64, run=Run("rope", 1, 9))
+    scores = score_scrolls(model, tokenizer, "qmsum", examples, said, 64, run=Run("rope", 1, 9))
     found = {score.metric: score.value for score in scores}
     expected = {"rouge1": one, "rouge2": two, "rougeL": one, "rouge": (one * two * one) ** (1 / 3)}
     assert found == pytest.approx(expected)
@@ -250,6 +250,11 @@ def test_the_whole_way_from_fine_tuning_to_scores(trained: Path, capsys: Any) ->
     assert row["value"] == pytest.approx(sum(best) / len(best))
     assert (row["metric"], row["protocol"], row["length"]) == ("f1", "qasper", 240)
     assert row["value"] > 30, "sixty steps teach two answers"
+    prompts = [prompt_ids(task, e.input, checkpoint.tokenizer, 120)[0] for e in examples]
+    ends = set(checkpoint.model.config.segmenter["end_token_ids"])
+    segments = sum(sum(id in ends for id in ids) + (ids[-1] not in ends) for ids in prompts)
+    assert row["tokens_per_segment"] == pytest.approx(sum(map(len, prompts)) / segments)
+    assert row["offsets_beyond_trained"] == 0
     # Read anew without batch, padding and cache.
     prompt, _ = prompt_ids(task, examples[0].input, checkpoint.tokenizer, 120)
     written: list[int] = []

@@ -57,7 +57,8 @@ def evaluate(
     from bipe_cli.values import numbers, words
 
     measure = choose("task", TASKS, task)
-    for option, given, of in (("--out", out, "scrolls"), ("--tasks", tasks, "harness")):
+    only = (("--out", out, "scrolls"), ("--tasks", tasks, "harness"), ("--include", include, "harness"))
+    for option, given, of in only:
         if given is not None and task != of:
             raise ValueError(f"{option} is an option of {of}, and {task} does not read it.")
     chosen = numbers("--lengths", lengths)

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedTokenizerBase
 
-from bipe.data import encode, load_documents, load_tokenizer, split_documents, token_bytes, train_tokenizer
-from bipe.data.packing import hold_out_tails
+from bipe.data import encode, load_documents, load_tokenizer, split_documents, token_bytes
 from bipe.storage import read_tensors, write_tensors
-from bipe.training.material import Arithmetic, Material, Text
+from bipe.training.material import Arithmetic, Material, Text, make_text
 
 from .settings import MARKER, Comparison
 
@@ -64,21 +63,13 @@ def make_corpus(settings: Comparison, out: Path) -> None:
         train, test = split_documents(train)
     else:
         test = load_documents(settings.test, limit=data.max_documents)
-    if data.tokenizer is None:
-        tokenizer = train_tokenizer((document.text for document in train), data.vocab_size)
-    else:
-        tokenizer = load_tokenizer(data.tokenizer)
-    tokenizer.save_pretrained(out / "tokenizer")
-    encoded = encode(train, tokenizer)
-    if data.validation is None:
-        encoded, validation = hold_out_tails(encoded)
-    else:
-        validation = encode(load_documents(data.validation, limit=data.max_documents), tokenizer)
+    text = make_text(data, train)
+    text.tokenizer.save_pretrained(out / "tokenizer")
     tensors = {}
     for name, documents in {
-        "train": encoded,
-        "validation": validation,
-        "test": encode(test, tokenizer),
+        "train": text.documents,
+        "validation": text.validation,
+        "test": encode(test, text.tokenizer),
     }.items():
         tensors[name] = torch.cat(documents).int()
         tensors[f"{name}_lengths"] = torch.tensor([len(document) for document in documents])

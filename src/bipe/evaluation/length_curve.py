@@ -18,6 +18,7 @@ from bipe.storage import read_tensors, write_tensors
 
 from .base import Run, Score
 from .intervals import interval, mean_loss_difference
+from .segments import SegmentCount
 
 TASK = "length-curve"
 ENOUGH_WINDOWS = 256
@@ -162,8 +163,7 @@ def _score(model: PreTrainedModel, head: Head | None, batch: Tensor, scored: int
 def _measure(
     model: PreTrainedModel, head: Head | None, windows: Windows, length: int, token_bytes: Tensor | None
 ) -> WindowLosses:
-    nll, sizes, segments, tokens, beyond = [], [], 0, 0, 0
-    limit = model.longest_offset if isinstance(model, BipeForCausalLM) else None
+    nll, sizes, counted = [], [], SegmentCount(model)
     for batch in windows.batches(max(1, BATCH_TOKENS.get(model.device.type, 4096) // length)):
         batch = batch.to(model.device)
         nll.append(_score(model, head, batch, windows.scored).double().sum(dim=1).cpu())
@@ -173,19 +173,15 @@ def _measure(
             if token_bytes is None
             else token_bytes[targets].sum(dim=1)
         )
-        if isinstance(model, BipeForCausalLM):
-            positions = model.positions(batch)
-            tokens += batch.numel()
-            segments += int((positions.offset == 0).sum())
-            beyond += 0 if limit is None else int((positions.offset > limit).sum())
+        counted.add(batch)
     if not torch.isfinite(found := torch.cat(nll)).all():
         raise RuntimeError(f"The model's losses are not finite numbers at {length} tokens of context.")
     return WindowLosses(
         nll=found.numpy(),
         tokens=np.full(len(windows.spans), windows.scored, dtype=np.int64),
         bytes=torch.cat(sizes).numpy(),
-        tokens_per_segment=tokens / segments if segments else math.nan,
-        offsets_beyond_trained=beyond / tokens if tokens else math.nan,
+        tokens_per_segment=counted.tokens_per_segment or math.nan,
+        offsets_beyond_trained=math.nan if (share := counted.offsets_beyond_trained) is None else share,
     )
 
 

@@ -58,7 +58,8 @@ def make_trial(text: Tensor, tokenizer: PreTrainedTokenizerBase, keys: int, draw
         _ids(tokenizer, f"\nThe pass key{whose} is {number}.\n")
         for whose, number in zip(of, numbers, strict=False)
     ]
-    question = _ids(tokenizer, f"\nThe pass key{of[0]} is")
+    asked = f"\nThe pass key{of[0]} is"
+    question = _ids(tokenizer, asked)
     room = len(text) - sum(map(len, told)) - len(question)
     if room < 1:
         what = "a key" if keys == 1 else f"{keys} keys"
@@ -71,7 +72,6 @@ def make_trial(text: Tensor, tokenizer: PreTrainedTokenizerBase, keys: int, draw
     for place, sentence in sorted(zip(places, told, strict=True), reverse=True):
         rest[place:place] = sentence
     # After the question, since a tokenizer may mark the beginning of what it is given.
-    asked = f"\nThe pass key{of[0]} is"
     choices = [_ids(tokenizer, f"{asked} {number}")[len(question) :] for number in numbers[:CHOICES]]
     return Trial(torch.tensor(rest + question), choices)
 

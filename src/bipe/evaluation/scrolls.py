@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bipe.data.scrolls import SCROLLS, Example, prompt_ids
@@ -18,6 +19,7 @@ from bipe.data.scrolls import SCROLLS, Example, prompt_ids
 from .base import Run, Score
 from .decoding import greedy
 from .intervals import interval
+from .segments import SegmentCount
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 LEADERBOARD = "scrolls_predictions.csv"
@@ -49,11 +51,11 @@ def predict(
     if tokenizer.eos_token_id is None:
         raise ValueError("An answer ends with the tokenizer's eos, and this one has none.")
     eos = cast("int", tokenizer.eos_token_id)
-    new_tokens = max(1, min(SCROLLS[task].new_tokens, length // 2))
-    asked = [prompt_ids(task, example.input, tokenizer, length - new_tokens) for example in examples]
+    room = _room(task, length)
+    asked = [prompt_ids(task, example.input, tokenizer, room) for example in examples]
     if cut := sum(was_cut for _, was_cut in asked):
         warnings.warn(
-            f"{cut} of {len(asked)} prompts of {task} exceed {length - new_tokens} tokens; the ends of their "
+            f"{cut} of {len(asked)} prompts of {task} exceed {room} tokens; the ends of their "
             "inputs were cut off.",
             stacklevel=2,
         )
@@ -62,11 +64,16 @@ def predict(
     size, found = BATCH.get(model.device.type, 1), {}
     for start in range(0, len(examples), size):
         prompts = [ids for ids, _ in asked[start : start + size]]
-        rows = greedy(model, prompts, new_tokens, eos=eos, pad=eos)
+        rows = greedy(model, prompts, length - room, eos=eos, pad=eos)
         for example, row in zip(examples[start : start + size], rows, strict=True):
             found[example.id] = cast("str", tokenizer.decode(row, skip_special_tokens=True)).strip()
     model.train(was_training)
     return found
+
+
+def _room(task: str, length: int) -> int:
+    """Tokens of a prompt at most: what an answer leaves of the length, at least half."""
+    return length - max(1, min(SCROLLS[task].new_tokens, length // 2))
 
 
 def judge(task: str, examples: Sequence[Example], predictions: Mapping[str, str]) -> Judged:
@@ -126,6 +133,7 @@ def _rouge(answer: str, outputs: Sequence[str]) -> dict[str, float]:
 
 def score_scrolls(
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     task: str,
     examples: Sequence[Example],
     predictions: Mapping[str, str],
@@ -139,13 +147,16 @@ def score_scrolls(
 
     Args:
         model: who answered.
+        tokenizer: its own.
         task: a key of `SCROLLS`.
         examples: with their right answers.
         predictions: an answer for each example's id.
         length: tokens of prompt and answer that there was room for.
         run: where the model comes from.
     """
-    judged = judge(task, examples, predictions)
+    judged, counted, room = judge(task, examples, predictions), SegmentCount(model), _room(task, length)
+    for example in examples:
+        counted.add(torch.tensor([prompt_ids(task, example.input, tokenizer, room)[0]]))
     count = np.ones(len(examples))
     found = {
         name: interval(lambda total, many: total / many, values, count) for name, values in judged.items()
@@ -168,8 +179,8 @@ def score_scrolls(
             high=high,
             tokens=sum(len(predictions[example.id].split()) for example in examples),
             windows=len(examples),
-            tokens_per_segment=None,
-            offsets_beyond_trained=None,
+            tokens_per_segment=counted.tokens_per_segment,
+            offsets_beyond_trained=counted.offsets_beyond_trained,
             steps=run.steps,
             parameters=model.num_parameters(),
         )

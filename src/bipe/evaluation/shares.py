@@ -7,9 +7,8 @@ from scipy.stats import binomtest
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bipe.models import BipeForCausalLM
-
 from .base import Run, Score
+from .segments import SegmentCount
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,9 @@ class Asked:
         """
         found = binomtest(right, len(self.texts))
         interval = found.proportion_ci(confidence_level=0.95, method="wilson")
-        per_segment, beyond = self._segments()
+        counted = SegmentCount(self.model)
+        for text in self.texts:
+            counted.add(text[None])
         return Score(
             scheme=self.run.scheme,
             seed=self.run.seed,
@@ -54,21 +55,8 @@ class Asked:
             high=float(interval.high),
             tokens=sum(map(len, self.texts)),
             windows=len(self.texts),
-            tokens_per_segment=per_segment,
-            offsets_beyond_trained=beyond,
+            tokens_per_segment=counted.tokens_per_segment,
+            offsets_beyond_trained=counted.offsets_beyond_trained,
             steps=self.run.steps,
             parameters=self.model.num_parameters(),
         )
-
-    def _segments(self) -> tuple[float | None, float | None]:
-        """Mean tokens in a segment, and the share of offsets longer than any trained."""
-        if not isinstance(self.model, BipeForCausalLM):
-            return None, None
-        tokens = segments = beyond = 0
-        limit = self.model.longest_offset
-        for text in self.texts:
-            offset = self.model.positions(text[None].to(self.model.device)).offset
-            tokens += offset.numel()
-            segments += int((offset == 0).sum())
-            beyond += 0 if limit is None else int((offset > limit).sum())
-        return tokens / segments, beyond / tokens

@@ -157,7 +157,15 @@ def measure_scrolls(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]
         if options.out is not None:
             write_predictions(options.out, task, answers)
         if known := [example for example in chosen if example.outputs]:
-            rows += score_scrolls(checkpoint.model, task, known, answers, length, run=_run_of(checkpoint))
+            rows += score_scrolls(
+                checkpoint.model,
+                checkpoint.tokenizer,
+                task,
+                known,
+                answers,
+                length,
+                run=_run_of(checkpoint),
+            )
     return rows
 
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from bipe.evaluation.length_curve import TASK as CURVE_TASK
 from bipe.report.palette import Style, scheme_styles, theme_css
 from bipe.report.plots import (
     LENGTH_UNITS,
@@ -41,8 +42,6 @@ from bipe.report.tables import (
 )
 
 Record = Mapping[str, Any]
-
-CURVE_TASK = "length-curve"
 
 # Below this many windows an interval is itself too uncertain to lean on (DESIGN: protocol same_targets).
 _ENOUGH_WINDOWS = 256

@@ -156,7 +156,20 @@ def read_material(data: DataSettings, start: str | None = None) -> Material:
     if data.scrolls is not None:
         return _read_scrolls(data.scrolls.task, data.tokenizer or start)
     assert data.train is not None, "the settings have seen to it"
-    documents = load_documents(data.train, limit=data.max_documents)
+    return make_text(data, load_documents(data.train, limit=data.max_documents), start)
+
+
+def make_text(data: DataSettings, documents: Sequence[Document], start: str | None = None) -> Text:
+    """Make tokens of training documents, with a tokenizer that is loaded or trained on them.
+
+    Args:
+        data: names the tokenizer and the validation text, if they are not to be made of the documents.
+        documents: to train on.
+        start: as in `read_material`.
+
+    Raises:
+        ValueError: there is no text where it should be.
+    """
     name = data.tokenizer or start
     if name is None:
         tokenizer = train_tokenizer((document.text for document in documents), data.vocab_size)
