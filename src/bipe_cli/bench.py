@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 bench = typer.Typer(name="bench", help="Measure what things cost, as ratios inside one run.")
 
@@ -15,6 +18,7 @@ Heads = Annotated[int, typer.Option(min=1, help="Heads.")]
 Vocabulary = Annotated[int, typer.Option(min=1, help="Tokens in the vocabulary.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each, in turn; the median counts.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads on a CPU. Default: PyTorch's own choice.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print each row as a JSON object.")]
 
 
@@ -45,6 +49,7 @@ def attention(
     data: Annotated[
         list[str] | None, typer.Option(help="Text that the model reads: files, folders, globs or stdlib.")
     ] = None,
+    dtype: Dtype = "float32",
     rounds: Rounds = 5,
     threads: Threads = None,
     as_json: Json = False,
@@ -66,9 +71,11 @@ def attention(
     if model is None:
         names = words(implementations or "segment_local,sdpa")
         check(wanted, [against, *names])
-        layers = drawn_layers(**given)
-    elif given:
-        raise ValueError("Heads, their width, segments and scale are those of the model; leave them out.")
+        layers = drawn_layers(**given, dtype=_dtype(dtype))
+    elif given or dtype != "float32":
+        raise ValueError(
+            "Heads, their width, segments, scale and dtype are those of the model; leave them out."
+        )
     else:
         loaded, ids = longest_text(model, data or [])
         names = words(implementations or ("segment_local,sdpa" if decays(loaded) else "sdpa"))
@@ -88,6 +95,7 @@ def model(
     layers: Layers = 4,
     heads: Heads = 12,
     vocabulary: Vocabulary = 8000,
+    dtype: Dtype = "float32",
     rounds: Rounds = 5,
     threads: Threads = None,
     as_json: Json = False,
@@ -97,7 +105,7 @@ def model(
     from bipe_cli.values import numbers, words
 
     _use(threads)
-    size = Size(hidden_size, intermediate_size, layers, heads, vocabulary)
+    size = Size(hidden_size, intermediate_size, layers, heads, vocabulary, dtype=_dtype(dtype))
     rows = measure_steps(words(schemes), numbers("--lengths", lengths), size, rounds=rounds)
     _print(rows, _step_line, as_json)
 
@@ -112,6 +120,7 @@ def generate(
     layers: Layers = 4,
     heads: Heads = 12,
     vocabulary: Vocabulary = 8000,
+    dtype: Dtype = "float32",
     rounds: Rounds = 7,
     threads: Threads = None,
     as_json: Json = False,
@@ -121,7 +130,7 @@ def generate(
     from bipe_cli.values import numbers, words
 
     _use(threads)
-    size = Size(hidden_size, intermediate_size, layers, heads, vocabulary)
+    size = Size(hidden_size, intermediate_size, layers, heads, vocabulary, dtype=_dtype(dtype))
     context = numbers("--contexts", contexts)
     rows = measure_generation(words(schemes), context, size, new_tokens=new_tokens, rounds=rounds)
     _print(rows, _generation_line, as_json)
@@ -137,6 +146,7 @@ def positions(
     layers: Layers = 4,
     heads: Heads = 12,
     vocabulary: Vocabulary = 8000,
+    dtype: Dtype = "float32",
     rounds: Rounds = 3,
     threads: Threads = None,
     as_json: Json = False,
@@ -145,8 +155,17 @@ def positions(
     from bipe.benchmarks.model import Size, measure_positions
 
     _use(threads)
-    size = Size(hidden_size, intermediate_size, layers, heads, vocabulary)
+    size = Size(hidden_size, intermediate_size, layers, heads, vocabulary, dtype=_dtype(dtype))
     _print([measure_positions(scheme, rows, length, size, rounds=rounds)], _positions_line, as_json)
+
+
+def _dtype(name: str) -> "torch.dtype":
+    import torch
+
+    from bipe.registry import choose
+
+    kinds = {kind: getattr(torch, kind) for kind in ("float32", "bfloat16", "float16")}
+    return choose("dtype", kinds, name)
 
 
 def _use(threads: int | None) -> None:

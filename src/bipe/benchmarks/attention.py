@@ -122,7 +122,12 @@ Layers = Callable[[int], list[Layer]]
 
 
 def drawn_layers(
-    heads: int = 12, width: int = 64, tokens_per_segment: int = 25, scale: float = 96.0, seed: int = 0
+    heads: int = 12,
+    width: int = 64,
+    tokens_per_segment: int = 25,
+    scale: float = 96.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> Layers:
     """One layer of BiPE-ALiBi with queries, keys and values from N(0, 1) and segments of one length.
 
@@ -135,7 +140,7 @@ def drawn_layers(
 
     def make(tokens: int) -> list[Layer]:
         draw = torch.Generator().manual_seed(seed)
-        query, key, value = torch.randn(3, 1, heads, tokens, width, generator=draw).to(device)
+        query, key, value = torch.randn(3, 1, heads, tokens, width, generator=draw).to(device, dtype)
         segment = (torch.arange(tokens, device=device) // tokens_per_segment)[None]
         slopes = torch.tensor([scale * slope for slope in alibi_slopes(heads)], device=device)
         return [Layer(query, key, value, Relation(bias=AlibiBias(slopes, segment, segment)), width**-0.5)]

@@ -28,22 +28,24 @@ class Size:
     vocab_size: int = 8000
     tokens_per_segment: int = 25
     """One in so many ids ends a segment, so random ids have segments of about as many tokens."""
+    dtype: torch.dtype = torch.float32
 
     def llama(self) -> LlamaForCausalLM:
         """The baseline."""
-        return LlamaForCausalLM(LlamaConfig(**self._fields()))
+        return cast("Any", LlamaForCausalLM(LlamaConfig(**self._fields()))).to(self.dtype)
 
     def scheme(self, scheme: str) -> BipeForCausalLM:
         """A model of a scheme."""
         ends = range(max(1, self.vocab_size // self.tokens_per_segment))
-        return BipeForCausalLM(
-            BipeConfig.from_scheme(
-                scheme, end_token_ids=ends, tokens_per_segment=self.tokens_per_segment, **self._fields()
-            )
+        config = BipeConfig.from_scheme(
+            scheme, end_token_ids=ends, tokens_per_segment=self.tokens_per_segment, **self._fields()
         )
+        return cast("Any", BipeForCausalLM(config)).to(self.dtype)
 
     def _fields(self) -> dict[str, Any]:
-        return {name: size for name, size in vars(self).items() if name != "tokens_per_segment"}
+        return {
+            name: size for name, size in vars(self).items() if name not in ("tokens_per_segment", "dtype")
+        }
 
     def ids(self, rows: int, length: int, device: str) -> Tensor:
         """Random ids `(rows, length)` int64."""

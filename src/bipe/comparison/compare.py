@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -29,6 +30,9 @@ Say = Callable[[str], None]
 
 ADDABLE = ("arms", "schemes", "seeds")
 """Settings that a comparison may get more of."""
+
+REPORT_EVERY = 60
+"""Seconds between reports of an unfinished comparison: drawing one takes some, and holds up the next run."""
 
 MOST_PAIRS = 12
 """Differences between more pairs of schemes than that are more than anybody reads."""
@@ -74,7 +78,7 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     _claim(settings, out)
     say("Reading the text ...")
     try:
-        make_corpus(settings, out)
+        make_corpus(settings, out, processes)
         corpus = load_corpus(out)
         _check_text(settings, corpus)
     except ValueError:
@@ -86,9 +90,12 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
         write_whole(out / MARKER, settings.model_dump_json(indent=1))
         describe(settings, corpus, rates, out)
         jobs = [replace(job, learning_rate=rates[job.name]) for job in jobs]
+        reported = -REPORT_EVERY
         for number, (job, parameters) in enumerate(run_all(jobs), start=1):
             _record_scores(settings, job, parameters)
-            write_report(out)
+            if time.monotonic() >= reported + REPORT_EVERY:
+                write_report(out)
+                reported = time.monotonic()
             say(f"[{number}/{len(jobs)}] {job.name}, seed {job.seed}: {_headline(out, job)}")
     _record_differences(settings, out)
     write_report(out)

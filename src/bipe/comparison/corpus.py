@@ -1,4 +1,4 @@
-"""What a comparison trains and tests on; text is made into tokens once and kept in its folder."""
+"""What a comparison trains and tests on: text as tokens, or problems, made once and kept in its folder."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +17,9 @@ from bipe.training.material import Arithmetic, Material, Text, make_text
 from .settings import MARKER, Comparison
 
 FILE = "corpus.safetensors"
+
+WORTH_PROCESSES = 100_000
+"""Problems that take longer to make than processes to start."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,24 @@ class Corpus:
         )
 
 
-def make_corpus(settings: Comparison, out: Path) -> None:
+def make_corpus(settings: Comparison, out: Path, processes: int = 1) -> None:
     """Read the text, make or load the tokenizer, and leave the tokens in the folder, if they are not there.
+
+    Arithmetic problems are made by so many processes; with fewer problems than that is worth, by this one.
 
     Raises:
         ValueError: there is no text where it should be.
     """
     load_corpus.cache_clear()
     data = settings.data
-    if (out / FILE).exists() or data.train is None:
+    if (out / FILE).exists():
         return
+    if data.arithmetic is not None:
+        blocks = Arithmetic(data.arithmetic).blocks()
+        rows = blocks.rows(processes if len(blocks) > WORTH_PROCESSES else 1)
+        write_tensors(out / FILE, {"problems": rows})
+        return
+    assert data.train is not None, "the settings have seen to it"
     train = load_documents(data.train, limit=data.max_documents)
     if settings.test is None:
         train, test = split_documents(train)
@@ -81,7 +92,7 @@ def load_corpus(out: Path) -> Corpus:
     """What the comparison in this folder, after `make_corpus`, trains and tests on."""
     settings = Comparison.model_validate_json((out / MARKER).read_text(encoding="utf-8"))
     if settings.data.arithmetic is not None:
-        problems = Arithmetic(settings.data.arithmetic)
+        problems = Arithmetic(settings.data.arithmetic, read_tensors(out / FILE)["problems"])
         return Corpus(problems, [], token_bytes(problems.tokenizer))
     tensors = read_tensors(out / FILE)
     train, validation, test = (

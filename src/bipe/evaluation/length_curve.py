@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -63,6 +63,8 @@ class WindowLosses:
         bytes: `(windows,)` int64, UTF-8 bytes of the scored tokens; zeros where unknown.
         tokens_per_segment: mean tokens in a segment, over the windows.
         offsets_beyond_trained: share of tokens whose offset is longer than any in training.
+        by_place: `(scored,)` float64, mean negative log likelihood at each scored place of a window, the
+            last of which is the window's end.
     """
 
     nll: np.ndarray
@@ -70,6 +72,7 @@ class WindowLosses:
     bytes: np.ndarray
     tokens_per_segment: float
     offsets_beyond_trained: float
+    by_place: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 Curve = dict[int, WindowLosses]
@@ -164,9 +167,12 @@ def _measure(
     model: PreTrainedModel, head: Head | None, windows: Windows, length: int, token_bytes: Tensor | None
 ) -> WindowLosses:
     nll, sizes, counted = [], [], SegmentCount(model)
+    by_place = torch.zeros(windows.scored, dtype=torch.float64)
     for batch in windows.batches(max(1, BATCH_TOKENS.get(model.device.type, 4096) // length)):
         batch = batch.to(model.device)
-        nll.append(_score(model, head, batch, windows.scored).double().sum(dim=1).cpu())
+        losses = _score(model, head, batch, windows.scored).double()
+        nll.append(losses.sum(dim=1).cpu())
+        by_place += losses.sum(dim=0).cpu()
         targets = batch[:, -windows.scored :].cpu()
         sizes.append(
             torch.zeros(len(batch), dtype=torch.int64)
@@ -182,6 +188,7 @@ def _measure(
         bytes=torch.cat(sizes).numpy(),
         tokens_per_segment=counted.tokens_per_segment or math.nan,
         offsets_beyond_trained=math.nan if (share := counted.offsets_beyond_trained) is None else share,
+        by_place=(by_place / len(windows.spans)).numpy(),
     )
 
 
@@ -396,6 +403,7 @@ def save_curves(path: str | Path, curves: Mapping[str, Curve]) -> None:
             tensors[f"{name}/nll"] = torch.from_numpy(losses.nll)
             tensors[f"{name}/tokens"] = torch.from_numpy(losses.tokens)
             tensors[f"{name}/bytes"] = torch.from_numpy(losses.bytes)
+            tensors[f"{name}/by_place"] = torch.from_numpy(losses.by_place)
             tensors[f"{name}/segments"] = torch.tensor(
                 [losses.tokens_per_segment, losses.offsets_beyond_trained], dtype=torch.float64
             )
@@ -418,5 +426,6 @@ def load_curves(path: str | Path) -> dict[str, Curve]:
             tensors[f"{name}/bytes"].numpy(),
             per_segment,
             beyond,
+            tensors[f"{name}/by_place"].numpy() if f"{name}/by_place" in tensors else np.zeros(0),
         )
     return {protocol: dict(sorted(curve.items())) for protocol, curve in curves.items()}

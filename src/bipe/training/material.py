@@ -83,10 +83,12 @@ class Arithmetic:
 
     Args:
         settings: how many, and how large.
+        made: the problems to train on, of `ArithmeticBlocks.rows`; None to make each when it is needed.
     """
 
-    def __init__(self, settings: ArithmeticSettings) -> None:
+    def __init__(self, settings: ArithmeticSettings, made: Tensor | None = None) -> None:
         self.settings = settings
+        self.made = made
         self.tokenizer: PreTrainedTokenizerBase = arithmetic_tokenizer()
 
     @property
@@ -97,15 +99,15 @@ class Arithmetic:
 
     def blocks(self, length: int | None = None, vocab_size: int | None = None) -> ArithmeticBlocks:
         """See `Material`; blocks have the problems' own length and vocabulary."""
-        return self._blocks("train", self.settings.problems)
+        return self._blocks("train", self.settings.problems, self.made)
 
     def validation_blocks(self, length: int | None = None, vocab_size: int | None = None) -> ArithmeticBlocks:
         """As `blocks`, to validate on."""
         return self._blocks("validation", self.settings.validation_problems)
 
-    def _blocks(self, split: Split, size: int) -> ArithmeticBlocks:
+    def _blocks(self, split: Split, size: int, made: Tensor | None = None) -> ArithmeticBlocks:
         fewest = self.settings.fewest_operators
-        return ArithmeticBlocks(self.settings.operators, split, size, fewest_operators=fewest)
+        return ArithmeticBlocks(self.settings.operators, split, size, fewest_operators=fewest, made=made)
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,8 @@ class TrainingSettings(Settings):
     """The gradient's norm is clipped here."""
     bf16: bool = False
     """Whether matrices multiply in bfloat16 (autocast; weights and optimizer stay float32)."""
+    tf32: bool = False
+    """Whether a GPU may multiply float32 matrices in TensorFloat-32, while training and after it."""
     gradient_checkpointing: bool = False
     """Whether layers run again in the backward pass, to save memory."""
     log_every: Size | None = None

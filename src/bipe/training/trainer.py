@@ -49,6 +49,7 @@ def training_arguments(
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",
         bf16=settings.bf16,
+        tf32=True if settings.tf32 and on_accelerator else None,
         use_cpu=not on_accelerator,
         seed=seed,
         data_seed=seed,
