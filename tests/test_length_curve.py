@@ -26,6 +26,7 @@ from bipe.evaluation.length_curve import (
 
 ModelMaker = Callable[..., BipeForCausalLM]
 LENGTHS = [8, 16, 32]
+CUTS = ["blocks", "same_targets"]
 TOKEN_BYTES = torch.tensor([0, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6])
 few_windows_are_fine = pytest.mark.filterwarnings("ignore:Only .* windows:UserWarning")
 
@@ -53,7 +54,7 @@ def naive_losses(model: PreTrainedModel, window: Tensor, scored: int) -> list[fl
 
 @few_windows_are_fine
 @pytest.mark.parametrize("scheme", ["rope", "bipe-rope", "bipe-alibi", "sinusoidal"])
-@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+@pytest.mark.parametrize("protocol", CUTS)
 def test_losses_are_those_of_each_token_after_what_precedes_it(
     make_model: ModelMaker, protocol: str, scheme: str
 ) -> None:
@@ -87,7 +88,7 @@ def test_the_same_targets_are_the_last_half_of_the_shortest_length_and_leave_not
 
 
 @few_windows_are_fine
-@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+@pytest.mark.parametrize("protocol", CUTS)
 def test_windows_have_their_length_and_stay_in_one_document(protocol: str) -> None:
     for length, windows in spans_of(protocol).items():
         for index, first, end in windows.spans:
@@ -141,7 +142,7 @@ def test_any_model_of_transformers_can_be_measured(make_model: ModelMaker) -> No
     fields = {name: value for name, value in ours.config.to_dict().items() if name != "model_type"}
     llama = LlamaForCausalLM(LlamaConfig.from_dict(fields)).eval()
     llama.load_state_dict(ours.state_dict())
-    for protocol in PROTOCOLS:
+    for protocol in CUTS:
         first, second = (window_losses(model, DOCUMENTS, LENGTHS, protocol) for model in (ours, llama))
         for length in LENGTHS:
             np.testing.assert_array_equal(first[length].nll, second[length].nll)
@@ -155,7 +156,7 @@ def test_logits_that_are_more_than_the_output_layer_are_scored_as_they_are() -> 
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 1000}
     config = Gemma2Config(**sizes, **heads, final_logit_softcapping=2.0, initializer_range=1.0)
     model = Gemma2ForCausalLM(config).eval()
-    for protocol in PROTOCOLS:
+    for protocol in CUTS:
         curve = window_losses(model, DOCUMENTS[:1], [64], protocol)[64]
         first = DOCUMENTS[0][:64]
         with torch.no_grad():
@@ -168,7 +169,7 @@ def test_logits_that_are_more_than_the_output_layer_are_scored_as_they_are() -> 
 @few_windows_are_fine
 def test_perplexity_is_exp_of_the_mean_loss_of_a_token(make_model: ModelMaker) -> None:
     model = make_model("bipe-rope")
-    for protocol in PROTOCOLS:
+    for protocol in CUTS:
         curve = window_losses(model, DOCUMENTS, LENGTHS, protocol)
         rows = of_metric(length_curve(model, DOCUMENTS, LENGTHS, protocol), "perplexity")
         assert [row.length for row in rows] == LENGTHS
@@ -238,7 +239,7 @@ class RowCounter(nn.Module):
 
 
 @few_windows_are_fine
-@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+@pytest.mark.parametrize("protocol", CUTS)
 def test_the_head_sees_at_most_1024_tokens_at_once(make_model: ModelMaker, protocol: str) -> None:
     model = make_model("rope")
     counter = RowCounter(model.lm_head)
@@ -270,7 +271,7 @@ def test_lengths_may_come_unsorted_and_twice(make_model: ModelMaker) -> None:
 
 
 def test_a_length_beyond_the_text_names_the_longest_document(make_model: ModelMaker) -> None:
-    for protocol in PROTOCOLS:
+    for protocol in CUTS:
         with pytest.raises(ValueError, match=r"72.*71 tokens"):
             length_curve(make_model("rope"), DOCUMENTS, [8, 72], protocol)
 
@@ -287,7 +288,7 @@ def test_lengths_too_short_to_score_are_refused(make_model: ModelMaker, lengths:
 
 
 @pytest.mark.parametrize("most", [0, -1])
-@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+@pytest.mark.parametrize("protocol", CUTS)
 def test_no_windows_at_all_are_refused(make_model: ModelMaker, protocol: str, most: int) -> None:
     with pytest.raises(ValueError, match=f"max_windows.*{most}"):
         window_losses(make_model("rope"), DOCUMENTS, LENGTHS, protocol, max_windows=most)
@@ -456,3 +457,30 @@ def test_saved_curves_come_back(tmp_path: Path) -> None:
             again = loaded[protocol][length]
             for name in ("nll", "tokens", "bytes", "tokens_per_segment", "offsets_beyond_trained"):
                 np.testing.assert_array_equal(getattr(again, name), getattr(losses, name))
+
+
+@few_windows_are_fine
+def test_without_separators_is_the_curve_of_the_text_without_them(make_model: ModelMaker) -> None:
+    model = make_model("bipe-rope")
+    kept = [text[(text != 4) & (text != 7)] for text in DOCUMENTS]
+    expected = window_losses(model, kept, LENGTHS)
+    found = window_losses(model, DOCUMENTS, LENGTHS, "without_separators", separators={7, 4})
+    for length in LENGTHS:
+        assert found[length].nll.tolist() == expected[length].nll.tolist()
+        assert found[length].tokens_per_segment == expected[length].tokens_per_segment
+    with pytest.raises(ValueError, match="needs the ids that end segments"):
+        window_losses(model, DOCUMENTS, LENGTHS, "without_separators")
+
+
+@few_windows_are_fine
+@pytest.mark.parametrize("protocol", CUTS)
+def test_losses_by_place_add_up_to_those_of_the_windows(make_model: ModelMaker, protocol: str) -> None:
+    model = make_model("bipe-alibi")
+    curve = window_losses(model, DOCUMENTS, LENGTHS, protocol)
+    for length, losses in curve.items():
+        assert losses.by_place.sum() * len(losses.nll) == pytest.approx(losses.nll.sum())
+        scored = int(losses.tokens[0])
+        windows = spans_of(protocol)[length].spans
+        texts = [DOCUMENTS[index][first:end] for index, first, end in windows]
+        last = sum(naive_losses(model, text, scored)[-1] for text in texts) / len(texts)
+        assert losses.by_place[-1] == pytest.approx(last, rel=1e-4)

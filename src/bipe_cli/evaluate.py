@@ -30,7 +30,7 @@ def evaluate(
         ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="How the text is cut: same_targets or blocks.")
+        str, typer.Option(help="How the text is cut: same_targets, blocks or without_separators.")
     ] = "same_targets",
     max_windows: Annotated[
         int | None,

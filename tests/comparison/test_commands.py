@@ -17,6 +17,7 @@ import bipe
 from bipe.comparison.corpus import load_corpus
 from bipe.models.checkpoint import load_checkpoint
 from bipe.report import read_records
+from bipe.segmentation import segmenter_of
 from bipe.training.checkpoints import newest_whole, step_of
 from bipe_cli.main import app, run
 
@@ -41,6 +42,24 @@ def test_evaluate_prints_the_scores_of_the_library(trained, texts, capsys):
     ids = checkpoint.tokenizer((texts / "test.txt").read_text(), return_tensors="pt").input_ids
     expected = bipe.length_curve(checkpoint.model, [ids[0]], [16, 64], max_windows=20)
     assert found == {row.length: row.value for row in expected if row.metric == "perplexity"}
+
+
+@few_windows
+def test_evaluate_leaves_out_what_ends_segments(trained, texts, capsys):
+    checkpoint = load_checkpoint(trained)
+    ids = checkpoint.tokenizer((texts / "test.txt").read_text(), return_tensors="pt").input_ids[0]
+    ends = segmenter_of(checkpoint.tokenizer, "paper").end_token_ids
+    kept = ids[~torch.isin(ids, torch.tensor(sorted(ends)))]
+    assert len(kept) < len(ids)
+    command = ["evaluate", "length-curve", "--model", str(trained), "--data", str(texts / "test.txt")]
+    options = ["--protocol", "without_separators", "--lengths", "16,32", "--max-windows", "20", "--json"]
+    assert run(app, [*command, *options]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = bipe.length_curve(checkpoint.model, [kept], [16, 32], max_windows=20)
+    assert {row["protocol"] for row in rows} == {"without_separators"}
+    assert {row["length"]: row["value"] for row in rows if row["metric"] == "perplexity"} == {
+        row.length: row.value for row in expected if row.metric == "perplexity"
+    }
 
 
 @few_windows

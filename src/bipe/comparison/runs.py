@@ -14,7 +14,7 @@ import torch
 
 from bipe.evaluation.arithmetic import answered_right
 from bipe.evaluation.length_curve import save_curves, window_losses
-from bipe.evaluation.tasks import TASKS, TaskOptions
+from bipe.evaluation.tasks import TASKS, TaskOptions, separators_of
 from bipe.models.checkpoint import Checkpoint
 from bipe.training.history import Measure
 from bipe.training.material import Arithmetic
@@ -138,6 +138,7 @@ def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> No
     """Leave what comes out of each task in the run's folder, where it is not there yet."""
     losses, others = checkpoint.directory / LOSSES, checkpoint.directory / OTHER_SCORES
     if "length-curve" in settings.tasks and not losses.exists():
+        lossy = "without_separators" in settings.evaluation.protocols
         curves = {
             protocol: window_losses(
                 checkpoint.model,
@@ -146,6 +147,7 @@ def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> No
                 protocol,
                 token_bytes=corpus.token_bytes,
                 max_windows=settings.evaluation.max_windows,
+                separators=separators_of(corpus.tokenizer) if lossy else (),
             )
             for protocol in settings.evaluation.protocols
         }

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -119,6 +119,14 @@ def _blocks(documents: Sequence[Tensor], lengths: Sequence[int], most: int | Non
     return {length: Windows(documents, _cut(stretches, length), length - 1) for length in lengths}
 
 
+def _without(documents: Sequence[Tensor], separators: Collection[int]) -> list[Tensor]:
+    """The documents without some tokens."""
+    if not separators:
+        raise ValueError("The protocol 'without_separators' needs the ids that end segments; none are given.")
+    left_out = torch.tensor(sorted(separators))
+    return [document[~torch.isin(document, left_out)] for document in documents]
+
+
 def _cut(stretches: Sequence[tuple[int, int, int]], length: int) -> list[tuple[int, int, int]]:
     """Cut stretches, `(document, first, end)`, into pieces of `length`; their rests are left out."""
     return [
@@ -128,7 +136,7 @@ def _cut(stretches: Sequence[tuple[int, int, int]], length: int) -> list[tuple[i
     ]
 
 
-PROTOCOLS = {"same_targets": _same_targets, "blocks": _blocks}
+PROTOCOLS = {"same_targets": _same_targets, "blocks": _blocks, "without_separators": _same_targets}
 
 
 Head = Callable[[Tensor], Tensor]
@@ -213,6 +221,7 @@ def window_losses(
     *,
     token_bytes: Tensor | None = None,
     max_windows: int | None = None,
+    separators: Collection[int] = (),
 ) -> Curve:
     """Losses of every window at every length, which `length_curve` condenses.
 
@@ -221,16 +230,20 @@ def window_losses(
             than its output layer, such as capped, those of a whole batch are in memory at once.
         documents: texts, each `(n,)` int64. A window never spans two.
         lengths: context lengths in tokens.
-        protocol: `"same_targets"` or `"blocks"`; see `length_curve`.
+        protocol: a key of `PROTOCOLS`; see `length_curve`.
         token_bytes: `(V,)` int64, UTF-8 bytes of each token, for bits per byte.
         max_windows: at most so many windows (of the shortest length, for `"blocks"`), spread evenly; None
             for all.
+        separators: ids that `"without_separators"` leaves out.
 
     Raises:
-        ValueError: an unknown protocol, or a length that does not fit in any document.
+        ValueError: an unknown protocol, no separators to leave out, or a length that does not fit in any
+            document.
         RuntimeError: a loss is not a finite number.
     """
     cut = choose("protocol", PROTOCOLS, protocol)
+    if protocol == "without_separators":
+        documents = _without(documents, separators)
     if max_windows is not None and max_windows < 1:
         raise ValueError(f"max_windows must be at least 1, or None for all windows; got {max_windows}.")
     lengths = _checked_lengths(documents, lengths)
@@ -325,13 +338,15 @@ def length_curve(
     *,
     run: Run | None = None,
     max_windows: int | None = ENOUGH_WINDOWS,
+    separators: Collection[int] = (),
 ) -> list[Score]:
     """Perplexity at each context length, with 95 % intervals.
 
     `"same_targets"`: windows end at the same places for every length, inside one document, and the last
     `min(lengths) // 2` tokens of each are scored, so that lengths differ in context alone. `"blocks"` (the
     paper's): consecutive blocks with every token scored, where a longer length also scores tokens with more
-    context. Perplexity is exp of the token-weighted mean loss; intervals are a bootstrap over blocks of
+    context. `"without_separators"`: as `"same_targets"`, of the text without the tokens that end segments,
+    as from a source that lost its line breaks and full stops. Perplexity is exp of the token-weighted mean loss; intervals are a bootstrap over blocks of
     neighbouring windows.
 
     Args:
@@ -339,17 +354,24 @@ def length_curve(
         documents: texts, each `(n,)` int64; those shorter than the longest length are not used by
             `"same_targets"`.
         lengths: context lengths in tokens.
-        protocol: `"same_targets"` or `"blocks"`.
+        protocol: a key of `PROTOCOLS`.
         token_bytes: `(V,)` int64, UTF-8 bytes of each token; with it, bits per byte are returned as well.
         run: what to call the model in the rows; by default its config's scheme.
         max_windows: at most so many windows, spread evenly; None for all. `"blocks"` takes the same
             text at every length, and so fewer windows at the longer ones.
+        separators: ids that `"without_separators"` leaves out.
 
     Raises:
-        ValueError: an unknown protocol, or a length that does not fit in any document.
+        ValueError: as `window_losses`.
     """
     curve = window_losses(
-        model, documents, lengths, protocol, token_bytes=token_bytes, max_windows=max_windows
+        model,
+        documents,
+        lengths,
+        protocol,
+        token_bytes=token_bytes,
+        max_windows=max_windows,
+        separators=separators,
     )
     run = run or Run(scheme_name(model))
     return scores(curve, run, protocol, model.num_parameters())

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from bipe.data import encode, load_documents, token_bytes
 from bipe.data.scrolls import read_scrolls
 from bipe.models.checkpoint import Checkpoint
+from bipe.segmentation.rules import RULES
 
 from .arithmetic import score_arithmetic, trained_operators
 from .base import Run, Score
@@ -68,6 +70,11 @@ class TaskOptions:
         return encode(load_documents(list(self.data)), checkpoint.tokenizer)
 
 
+def separators_of(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that end segments under the rule `paper`, whatever the model's own rule is."""
+    return RULES["paper"](tokenizer)
+
+
 def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]:
     """Perplexity of a checkpoint at growing context lengths.
 
@@ -83,6 +90,7 @@ def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[S
         token_bytes(checkpoint.tokenizer),
         run=_run_of(checkpoint),
         max_windows=options.max_windows or ENOUGH_WINDOWS,
+        separators=separators_of(checkpoint.tokenizer) if options.protocol == "without_separators" else (),
     )
 
 

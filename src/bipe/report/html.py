@@ -48,6 +48,7 @@ _ENOUGH_WINDOWS = 256
 _PROTOCOL_TITLES = {
     "same_targets": "The same tokens, read with more and more context",
     "blocks": "Consecutive blocks",
+    "without_separators": "The same tokens of a text that lost its separators",
 }
 
 
