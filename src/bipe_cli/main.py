@@ -16,6 +16,7 @@ from bipe_cli.evaluate import evaluate
 from bipe_cli.extend import extend
 from bipe_cli.generate import generate
 from bipe_cli.report import report
+from bipe_cli.reproduce import reproduce
 from bipe_cli.segment import segment
 from bipe_cli.train import train
 
@@ -57,6 +58,7 @@ app.command()(evaluate)
 app.command(context_settings=WITH_SETTINGS)(extend)
 app.command()(generate)
 app.command()(report)
+app.command(context_settings=WITH_SETTINGS)(reproduce)
 app.command()(segment)
 app.command(context_settings=WITH_SETTINGS)(train)
 

@@ -346,8 +346,8 @@ def length_curve(
     `min(lengths) // 2` tokens of each are scored, so that lengths differ in context alone. `"blocks"` (the
     paper's): consecutive blocks with every token scored, where a longer length also scores tokens with more
     context. `"without_separators"`: as `"same_targets"`, of the text without the tokens that end segments,
-    as from a source that lost its line breaks and full stops. Perplexity is exp of the token-weighted mean loss; intervals are a bootstrap over blocks of
-    neighbouring windows.
+    as from a source that lost its line breaks and full stops. Perplexity is exp of the token-weighted mean
+    loss; intervals are a bootstrap over blocks of neighbouring windows.
 
     Args:
         model: any causal language model of transformers.

@@ -1,0 +1,119 @@
+"""The page of an experiment: what was claimed, what came out, and by which commands."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from bipe.training.environment import describe_environment
+
+from .records import read_records
+from .tables import Cell, Record, Table, markdown_table, number, percent
+
+SHARES = ("accuracy", "choice_accuracy")
+LEFT_OUT = {"histogram"}
+
+
+def write_experiment(
+    path: Path,
+    title: str,
+    claim: str,
+    comparisons: Sequence[Path],
+    rows: Sequence[Record],
+    commands: Sequence[str],
+) -> None:
+    """Write the page of an experiment.
+
+    Args:
+        path: the file.
+        title: its heading.
+        claim: what the paper says.
+        comparisons: folders of comparisons that belong to it.
+        rows: what other commands printed.
+        commands: all of them, in order.
+    """
+    parts = [f"# {title}", f"{date.today().isoformat()}. {claim}"]
+    for folder in comparisons:
+        scores = read_records(folder / "scores.jsonl")
+        inside = (
+            folder.relative_to(path.parent).as_posix() if folder.is_relative_to(path.parent) else str(folder)
+        )
+        parts += [f"## {folder.name}", f"[All rows]({inside}/summary.md) and [charts]({inside}/report.html)."]
+        parts += _tables(scores)
+    parts += _tables(rows)
+    listed = "\n".join(f"    {command}" for command in commands)
+    parts += ["## Commands", listed, _machine()]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _machine() -> str:
+    found = describe_environment()
+    return (
+        f"Commit {found['commit'] or 'unknown'}; {found['device']}, {found['cpu_count']} cores, "
+        f"{found['platform']}; Python {found['python']}, torch {found['torch']}, transformers "
+        f"{found['transformers']}."
+    )
+
+
+def _tables(rows: Sequence[Record]) -> list[str]:
+    """Every table that the rows give, each under a heading."""
+    scored = [row for row in rows if "metric" in row]
+    parts: list[str] = []
+    for task, protocol, metric in dict.fromkeys(
+        (row["task"], row["protocol"], row["metric"]) for row in scored
+    ):
+        chosen = [
+            row for row in scored if (row["task"], row["protocol"], row["metric"]) == (task, protocol, metric)
+        ]
+        name = metric.replace("_", " ").capitalize()
+        parts += [f"### {name}, {task}, {protocol}", markdown_table(seeds_table(chosen))]
+    if described := [row for row in rows if "metric" not in row]:
+        parts += ["### By length", markdown_table(_plain_table(described))]
+    return parts
+
+
+def seeds_table(scores: Iterable[Record]) -> Table:
+    """One metric at every length: the mean over the seeds, and the smallest and the largest.
+
+    >>> rows = [{"scheme": "rope", "seed": seed, "metric": "perplexity", "length": 128} for seed in (0, 1)]
+    >>> table = seeds_table([{**row, "value": 40.0 + row["seed"]} for row in rows])
+    >>> table.header, [tuple(cell) for cell in table.rows[0]]
+    (['scheme', 'seeds', 'at 128'], [('rope', ''), ('2', ''), ('40.5', '40.0–41.0')])
+
+    Args:
+        scores: rows of one metric; where a key was measured twice, the later row counts.
+    """
+    found = {(row["scheme"], row["seed"], row["length"]): row for row in scores}
+    lengths = sorted({length for _, _, length in found})
+    table: list[list[Cell]] = []
+    for scheme in dict.fromkeys(scheme for scheme, _, _ in found):
+        seeds = {seed for name, seed, _ in found if name == scheme}
+        by_length = (
+            [found[scheme, seed, length] for seed in seeds if (scheme, seed, length) in found]
+            for length in lengths
+        )
+        table.append([Cell(scheme), Cell(str(len(seeds))), *map(_spread, by_length)])
+    return Table(["scheme", "seeds", *(f"at {length}" for length in lengths)], table, labels=1)
+
+
+def _spread(rows: Sequence[Record]) -> Cell:
+    if not rows:
+        return Cell("–")
+    write = percent if rows[0]["metric"] in SHARES else number
+    values = [row["value"] for row in rows]
+    note = f"{write(min(values))}–{write(max(values))}" if len(values) > 1 else ""
+    return Cell(write(statistics.mean(values)), note)
+
+
+def _plain_table(rows: Sequence[Record]) -> Table:
+    """Rows without a metric, as they are."""
+    header = [name for name in rows[0] if name not in LEFT_OUT]
+    header.sort(key=lambda name: name != "scheme")
+    return Table(header, [[Cell(_written(row.get(name))) for name in header] for row in rows], labels=1)
+
+
+def _written(value: Any) -> str:
+    return (
+        number(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )

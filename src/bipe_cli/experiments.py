@@ -1,0 +1,355 @@
+"""The paper's experiments as commands: at a size for a CPU, and at the paper's."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+PAPER_SCHEMES = ("sinusoidal", "randomized-rope", "rope", "alibi", "bipe-rope", "bipe-alibi")
+EIGHT = "torchrun --standalone --nproc-per-node 8 -m bipe_cli"
+BIG = "One machine with eight accelerators of 40 GB or more."
+STARTED = "It starts from the models of `bipe reproduce extrapolation --paper-size`."
+SCROLLS = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "contract_nli", "quality", "narrative_qa")
+NORMAL = "hellaswag,piqa,winogrande,race,boolq,truthfulqa_mc1"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the commands of an experiment are filled in with.
+
+    Attributes:
+        out: the experiment's folder.
+        recipes: the folder of recipes.
+        data: training text, as `bipe compare --data` takes it.
+        test: test text; empty to hold out some of the training text.
+        workers: runs at a time.
+        seeds: of each model.
+        tasks: of SCROLLS, by name or as zip files; empty for two that are short.
+        settings: further settings of comparisons and trainings, as `--name value`.
+    """
+
+    out: Path
+    recipes: Path
+    data: Sequence[str]
+    test: Sequence[str]
+    workers: int
+    seeds: int
+    tasks: Sequence[str] = ()
+    settings: Sequence[str] = ()
+
+    def compare(self, recipe: str, folder: str, *more: str, text: bool = True) -> "Step":
+        """A comparison in a folder of its own."""
+        seeds = () if "--seeds" in more else ("--seeds", str(self.seeds))
+        return Step(
+            "compare",
+            *("--recipe", str(self.recipes / recipe), "--out", str(self.out / folder)),
+            *("--workers", str(self.workers), *seeds, *more, *(self.text if text else ()), *self.settings),
+        )
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """The options that name the text."""
+        pairs = [*(("--data", name) for name in self.data), *(("--test", name) for name in self.test)]
+        return tuple(part for pair in pairs for part in pair)
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The options that name the text to evaluate on."""
+        return tuple(part for name in self.test or self.data for part in ("--data", name))
+
+
+class Step:
+    """One command of `bipe`, without the program's name.
+
+    Args:
+        arguments: of the command.
+        makes: a folder that the command writes at its end; where it is there, the step is done.
+        rows: a file that keeps what it prints, JSON lines; where it is there, the step is done.
+        arm: the name of its rows, in place of their scheme's.
+    """
+
+    def __init__(
+        self, *arguments: str, makes: Path | None = None, rows: Path | None = None, arm: str | None = None
+    ) -> None:
+        self.arguments = (*arguments, "--json") if rows else arguments
+        self.makes = makes
+        self.rows = rows
+        self.arm = arm
+
+    def __str__(self) -> str:
+        return shlex.join(("bipe", *self.arguments))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it left what it makes; a command that finds that out by itself is given again."""
+        left = self.makes or self.rows
+        return left is not None and left.exists()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment of the paper.
+
+    Attributes:
+        title: what it is about.
+        claim: what the paper says, and how sure that is.
+        lanes: from the setup to lists of steps; those of a list follow each other, lists do not.
+        paper: the commands at the paper's size.
+        hardware: what those want.
+        needs_test: whether test text has to be named beside training text.
+    """
+
+    title: str
+    claim: str
+    lanes: Callable[[Setup], list[list[Step]]]
+    paper: tuple[str, ...]
+    hardware: str
+    needs_test: bool = False
+
+
+def _arithmetic(setup: Setup) -> list[list[Step]]:
+    recipe = "arithmetic/cpu.yaml"
+    widths = [
+        setup.compare(
+            recipe,
+            f"width-{width}",
+            *("--seeds", "1", "--model.hidden_size", str(width)),
+            *("--model.intermediate_size", str(4 * width)),
+            text=False,
+        )
+        for width in (32, 64, 128)
+    ]
+    return [[setup.compare(recipe, "width-48", text=False), *widths]]
+
+
+def _extension(setup: Setup) -> list[list[Step]]:
+    """For each scheme and seed: as trained, extended by 4, and each of these after a tenth more steps."""
+    lengths = ("--lengths", "128,256,512,1024,2048,4096")
+
+    def lane(scheme: str, seed: int) -> list[Step]:
+        folder = setup.out / f"{scheme}-{seed}"
+        plain, number = folder / "plain", ("--seed", str(seed))
+        text = ("--data.train", f"[{', '.join(setup.data)}]")
+        longer = ("--steps", "60", "--batch-size", "4", "--train-length", "512")
+        longer += ("--warmup-steps", "6", "--learning-rate", "1.0e-3", *number)
+        train = (str(setup.recipes / "retrofit/scratch.yaml"), "--scheme", scheme, *number, *text)
+        steps = [Step("train", *train, "--out", str(plain), *setup.settings)]
+        for method in ("linear", "yarn", "rerope", "selfextend"):
+            extend = ("extend", "--model", str(plain), "--method", method, "--factor", "4")
+            steps.append(Step(*extend, "--out", str(folder / method), makes=folder / method))
+            if method in ("linear", "yarn"):
+                trained = folder / f"{method}-trained"
+                data = tuple(part for name in setup.data for part in ("--data", name))
+                steps.append(Step(*extend, "--out", str(trained), *data, *longer))
+        further = (str(setup.recipes / "extension/longer.yaml"), "--start", str(plain), *number, *text)
+        steps.append(Step("train", *further, "--out", str(folder / "plain-trained")))
+        arms = ("plain", "linear", "yarn", "rerope", "selfextend")
+        for arm in (*arms, "plain-trained", "linear-trained", "yarn-trained"):
+            evaluate = ("evaluate", "length-curve", "--model", str(folder / arm), *setup.tested, *lengths)
+            steps.append(Step(*evaluate, rows=folder / f"{arm}.jsonl", arm=f"{scheme} {arm}"))
+        return steps
+
+    return [lane(scheme, seed) for seed, scheme in product(range(setup.seeds), ("rope", "bipe-rope"))]
+
+
+def _segments(setup: Setup) -> list[list[Step]]:
+    """Of every rule, on each text by itself."""
+    lengths = ("--statistics", "--lengths", "256,512,1024,2048,4096,8192")
+    return [
+        [
+            Step(
+                *("segment", source, "--rule", rule, *lengths),
+                rows=setup.out / f"{Path(source).stem}-{rule}.jsonl",
+                arm=f"{Path(source).stem}, {rule}",
+            )
+            for rule in ("paper", "sentence", "line")
+        ]
+        for source in (*setup.data, *setup.test)
+    ]
+
+
+def _small_models(setup: Setup, *schemes: str) -> dict[str, Step]:
+    """A small language model of each scheme, by folder."""
+    recipe = str(setup.recipes / "language_modelling/bipe-rope-3m.yaml")
+    text = ("--data.train", f"[{', '.join(setup.data)}]")
+    return {
+        f"{scheme}-{seed}": Step(
+            *("train", recipe, "--scheme", scheme, "--seed", str(seed), *text, *setup.settings),
+            *("--out", str(setup.out / f"{scheme}-{seed}")),
+        )
+        for seed, scheme in product(range(setup.seeds), schemes)
+    }
+
+
+def _scrolls(setup: Setup) -> list[list[Step]]:
+    tasks = setup.tasks or ("qasper", "contract_nli")
+
+    def lane(name: str, model: Step) -> list[Step]:
+        steps = [model]
+        for task in tasks:
+            tuned = setup.out / f"{name}-{Path(task).stem}"
+            recipe = (str(setup.recipes / "scrolls/cpu.yaml"), "--start", str(setup.out / name))
+            steps.append(Step("train", *recipe, "--data.scrolls.task", task, "--out", str(tuned)))
+            evaluate = ("evaluate", "scrolls", "--model", str(tuned), "--data", task, "--lengths", "1024")
+            rows = setup.out / f"{tuned.name}.jsonl"
+            steps.append(Step(*evaluate, "--max-windows", "100", rows=rows, arm=name.rpartition("-")[0]))
+        return steps
+
+    return [lane(name, model) for name, model in _small_models(setup, "rope", "bipe-rope").items()]
+
+
+def _tasks(setup: Setup) -> list[list[Step]]:
+    groups = {
+        "ruler": ("ruler_vt,ruler_fwe", "1024"),
+        "normal": (NORMAL, "1024"),  # from the hub
+    }
+
+    def lane(name: str, model: Step) -> list[Step]:
+        harness = ("evaluate", "harness", "--model", str(setup.out / name), "--max-windows", "200")
+        return [
+            model,
+            *(
+                Step(
+                    *(*harness, "--tasks", tasks, "--lengths", length),
+                    rows=setup.out / f"{name}-{group}.jsonl",
+                    arm=name.rpartition("-")[0],
+                )
+                for group, (tasks, length) in groups.items()
+            ),
+        ]
+
+    models = _small_models(setup, "rope", "alibi", "bipe-rope", "bipe-alibi")
+    return [lane(name, model) for name, model in models.items()]
+
+
+def _train_all(schemes: Sequence[str], recipe: str = "bipe-rope-151m") -> tuple[str, ...]:
+    return tuple(
+        f"{EIGHT} train recipes/language_modelling/{recipe}.yaml --scheme {scheme} --data.tokenizer LLAMA "
+        f"--out runs/{scheme}-{recipe[len('bipe-rope-') :]}"
+        for scheme in schemes
+    )
+
+
+def _evaluate_all(schemes: Sequence[str], command: str, size: str = "151m") -> tuple[str, ...]:
+    return tuple(f"bipe evaluate {command.format(model=f'runs/{scheme}-{size}')}" for scheme in schemes)
+
+
+BOTH = ("rope", "alibi", "bipe-rope", "bipe-alibi")
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "arithmetic": Experiment(
+        title="Arithmetic modulo 11, against the hidden width",
+        claim="At width 48 BiPE-ALiBi answers 97 %, and everything without segments stays under 70 % (as a "
+        "later note reports).",
+        lanes=_arithmetic,
+        paper=(
+            *(
+                f"{EIGHT} train recipes/arithmetic/paper.yaml --scheme {scheme} --training.batch_size 64 "
+                f"--model.hidden_size {width} --model.intermediate_size {4 * width} "
+                f"--out runs/{scheme}-{width}"
+                for width, scheme in product((48, 64, 256), (*PAPER_SCHEMES, "xpos"))
+            ),
+            "bipe evaluate arithmetic --model runs/SCHEME-WIDTH --lengths 6 --max-windows 100000",
+        ),
+        hardware="One accelerator or eight; of models this small what counts is how fast steps are begun.",
+    ),
+    "extrapolation": Experiment(
+        title="Language modelling beyond the trained length",
+        claim="On PG19, trained on 1,024 tokens: RoPE 158, ALiBi 28.6, BiPE-ALiBi 25.2 at the longest length "
+        "(as a later note reports).",
+        lanes=lambda setup: [[setup.compare("comparisons/extrapolation.yaml", "extrapolation")]],
+        paper=(
+            *_train_all(PAPER_SCHEMES),
+            *_evaluate_all(
+                PAPER_SCHEMES,
+                "length-curve --model {model} --data hf:emozilla/pg19:test --protocol blocks "
+                "--lengths 1024,2048,3072,4096,5120,6144",
+            ),
+        ),
+        hardware=f"{BIG} The 1.6B models (recipes/language_modelling/bipe-rope-1.6b.yaml) want several such.",
+    ),
+    "encodings": Experiment(
+        title="Every encoding that people compare, at equal budget",
+        claim="The paper compares sinusoidal, randomized RoPE, RoPE and ALiBi with BiPE-RoPE and BiPE-ALiBi.",
+        lanes=lambda setup: [[setup.compare("comparisons/encodings.yaml", "encodings")]],
+        paper=_train_all((*PAPER_SCHEMES, "xpos", "t5", "kerple", "fire", "cope")),
+        hardware=BIG,
+    ),
+    "ablations": Experiment(
+        title="What each part of BiPE does",
+        claim="Both levels are needed, and segments should be those of the text (as the abstract suggests; "
+        "the numbers are not known to this project).",
+        lanes=lambda setup: [[setup.compare("comparisons/ablations.yaml", "ablations")]],
+        paper=tuple(
+            f"{EIGHT} train recipes/language_modelling/bipe-rope-151m.yaml --data.tokenizer LLAMA {change} "
+            f"--out runs/{name}"
+            for name, change in {
+                "intra-only": "--model.inter '{type: zero}'",
+                "inter-only": "--model.intra '{type: zero}'",
+                "fixed-32": "--model.segmenter '{type: fixed_length, n: 32}'",
+                "released-rule": "--rule released",
+                "line": "--rule line",
+            }.items()
+        ),
+        hardware=BIG,
+    ),
+    "extension": Experiment(
+        title="A longer context for a trained model",
+        claim="BiPE-RoPE with YaRN on its segment index, after 500 steps at length 4,096, reads further than "
+        "RoPE with YaRN (as a later note reports).",
+        lanes=_extension,
+        paper=tuple(
+            f"{EIGHT} extend --model runs/{scheme}-151m --method {method} --factor 16 --steps 500 "
+            "--train-length 4096 --data hf:monology/pile-uncopyrighted:train "
+            f"--out runs/{scheme}-151m-{method}"
+            for scheme, method in product(("rope", "bipe-rope"), ("yarn", "linear"))
+        ),
+        hardware=f"{BIG} {STARTED}",
+        needs_test=True,
+    ),
+    "segments": Experiment(
+        title="Tokens per segment (Figure 1)",
+        claim="The number of tokens in a segment has bounded support and is alike at every length.",
+        lanes=_segments,
+        paper=(
+            "bipe segment hf:monology/pile-uncopyrighted:validation --tokenizer LLAMA --statistics "
+            "--lengths 1024,2048,4096,8192",
+        ),
+        hardware="None beyond memory for the text.",
+    ),
+    "passkey": Experiment(
+        title="Looking for a key in a long text",
+        claim="None of the paper; a length curve cannot tell whether a model reads what is far away.",
+        lanes=lambda setup: [[setup.compare("comparisons/passkey.yaml", "passkey")]],
+        paper=_evaluate_all(
+            BOTH, "passkey --model {model} --data hf:emozilla/pg19:test --lengths 1024,2048,4096,8192,16384"
+        ),
+        hardware=f"One accelerator. {STARTED}",
+    ),
+    "scrolls": Experiment(
+        title="SCROLLS after fine-tuning",
+        claim="BiPE-RoPE is 3.98 above RoPE on average (as a later note reports).",
+        lanes=_scrolls,
+        paper=(
+            *(
+                f"{EIGHT} train recipes/scrolls/paper.yaml --start runs/{scheme}-151m "
+                f"--data.scrolls.task {task} --out runs/{scheme}-{task}"
+                for task, scheme in product(SCROLLS, ("rope", "bipe-rope"))
+            ),
+            "bipe evaluate scrolls --model runs/SCHEME-TASK --data TASK --lengths 8192 --split test "
+            "--out runs/answers",
+        ),
+        hardware=f"{BIG} {STARTED}",
+    ),
+    "tasks": Experiment(
+        title="Tasks of normal length, and RULER's that need no network",
+        claim="On tasks of normal length BiPE loses nothing against the encoding that it is built on.",
+        lanes=_tasks,
+        paper=_evaluate_all(
+            BOTH,
+            f"harness --model {{model}} --tasks {NORMAL} --lengths 1024",
+        ),
+        hardware=f"One accelerator. {STARTED}",
+    ),
+}

@@ -1,0 +1,137 @@
+"""`bipe reproduce`: an experiment of the paper, run from one command."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bipe_cli.experiments import Experiment, Step
+
+
+def reproduce(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(help="The experiment; without one, all are listed.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder.", show_default="runs/NAME")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Training text: files, folders, globs, hf:NAME or stdlib (the default)."),
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Test text. Default: held out of the training text.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="Of scrolls: its tasks, by name (fetched from the hub) or as zip files."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    paper_size: Annotated[
+        bool,
+        typer.Option(
+            "--paper-size", help="Run nothing: print the commands at the paper's size, and what they want."
+        ),
+    ] = False,
+) -> None:
+    """Run an experiment of the paper at a size for a CPU, and write its page.
+
+    Writes page.md beside what each command leaves. The same command goes on where it was broken off. Settings
+    of its recipes follow as --name value, such as --training.steps 1000.
+    """
+    from bipe.registry import choose
+    from bipe_cli.experiments import EXPERIMENTS, Setup
+
+    if name is None:
+        for key, experiment in EXPERIMENTS.items():
+            typer.echo(f"{key:14} {experiment.title}")
+        return
+    experiment = choose("experiment", EXPERIMENTS, name)
+    if paper_size:
+        typer.echo("\n".join((f"# {experiment.title}: {experiment.hardware}", *experiment.paper)))
+        return
+    if experiment.needs_test and not test:
+        raise ValueError(f"{name} trains and tests models apart: name test text with --test.")
+    if tasks and name != "scrolls":
+        raise ValueError("--tasks are those of scrolls; leave it out.")
+    folder = out or Path("runs") / name
+    setup = Setup(
+        folder, _recipes(), data or ["stdlib"], test or [], workers, seeds, tasks or [], context.args
+    )
+    lanes = experiment.lanes(setup)
+    _run(lanes, folder, workers)
+    _write_page(experiment, lanes, folder)
+    typer.echo(folder / "page.md")
+
+
+def _recipes() -> Path:
+    import bipe
+
+    package = Path(bipe.__file__).parent
+    installed, checkout = package / "recipes", package.parents[1] / "recipes"
+    return installed if installed.is_dir() else checkout
+
+
+def _run(lanes: "Sequence[Sequence[Step]]", folder: Path, workers: int) -> None:
+    """Do the steps, several lists of them at a time; what a step has left already is kept."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(_follow, lane) for lane in lanes]:
+            done.result()
+
+
+def _follow(lane: "Sequence[Step]") -> None:
+    for step in lane:
+        if not step.is_done:
+            typer.echo(f"$ {step}", err=True)
+            _do(step)
+
+
+def _do(step: "Step") -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "bipe_cli", *step.arguments]
+    if step.rows is None:
+        status = subprocess.run(command, check=False).returncode
+    else:
+        draft = step.rows.with_suffix(".draft")
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        with open(draft, "w", encoding="utf-8") as file:
+            status = subprocess.run(command, stdout=file, check=False).returncode
+        if status == 0:
+            draft.replace(step.rows)
+    if status in (-2, 130):
+        raise KeyboardInterrupt
+    if status:
+        raise RuntimeError(f"This command failed with status {status}: {step}")
+
+
+def _write_page(experiment: "Experiment", lanes: "Sequence[Sequence[Step]]", folder: Path) -> None:
+    from bipe.report.experiment import write_experiment
+    from bipe.report.records import read_records
+
+    steps = [step for lane in lanes for step in lane]
+    rows = [
+        {**row, **({"scheme": step.arm} if step.arm else {})}
+        for step in steps
+        if step.rows is not None
+        for row in read_records(step.rows)
+    ]
+    comparisons = [
+        Path(step.arguments[step.arguments.index("--out") + 1])
+        for step in steps
+        if step.arguments[0] == "compare"
+    ]
+    write_experiment(
+        folder / "page.md",
+        experiment.title,
+        experiment.claim,
+        comparisons,
+        rows,
+        [str(step) for step in steps],
+    )

@@ -1,0 +1,153 @@
+"""Every experiment's commands are ones that exist, and the machinery runs, goes on, and writes the page."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bipe.comparison import Comparison
+from bipe.models import SCHEMES
+from bipe.training import load_recipe, parse_overrides, read_settings
+from bipe_cli import experiments
+from bipe_cli.experiments import EXPERIMENTS, Experiment, Setup, Step
+from bipe_cli.main import app, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def setup(out: Path, **more) -> Setup:
+    fields = {"data": ["some"], "test": ["other"], "workers": 2, "seeds": 2, **more}
+    return Setup(out, ROOT / "recipes", **fields)
+
+
+def options(arguments, name: str) -> list[str]:
+    return [arguments[place + 1] for place, part in enumerate(arguments) if part == name]
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_every_step_is_a_command_with_settings_that_exist(name: str, tmp_path: Path) -> None:
+    lanes = EXPERIMENTS[name].lanes(setup(tmp_path))
+    assert lanes and all(lanes)
+    for step in (step for lane in lanes for step in lane):
+        command, *arguments = step.arguments
+        if command == "compare":
+            known = ("--recipe", "--out", "--workers", "--seeds", "--data", "--test")
+            rest = [
+                part
+                for place, part in enumerate(arguments)
+                if part not in known and (place == 0 or arguments[place - 1] not in known)
+            ]
+            settings = read_settings(
+                Comparison, Path(options(arguments, "--recipe")[0]), parse_overrides(rest), {}
+            )
+            settings.check()
+        elif command == "train":
+            recipe, *rest = arguments
+            place = rest.index("--out")
+            load_recipe(recipe, parse_overrides(rest[:place] + rest[place + 2 :]))
+        else:
+            assert run(app, [command, "--help"]) == 0
+    folders = [options(step.arguments, "--out") for lane in lanes for step in lane]
+    assert len(set(map(tuple, folders))) > 0
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_the_paper_size_names_what_exists(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(app, ["reproduce", name, "--paper-size"]) == 0
+    hardware, *commands = capsys.readouterr().out.splitlines()
+    assert hardware.startswith(f"# {EXPERIMENTS[name].title}: ") and commands
+    for command in commands:
+        parts = shlex.split(command)
+        recipes = [part for part in parts if part.endswith(".yaml")]
+        assert all((ROOT / recipe).is_file() for recipe in recipes), command
+        program = parts[parts.index("bipe_cli") + 1] if "bipe_cli" in parts else parts[1]
+        assert program in ("train", "evaluate", "extend", "segment"), command
+        assert all(scheme in SCHEMES or scheme == "SCHEME" for scheme in options(parts, "--scheme"))
+
+
+def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(app, ["reproduce"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(EXPERIMENTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonsense"], "Unknown experiment 'nonsense'. Choose one of: ablations"),
+        (["extension"], "name test text with --test"),
+        (["segments", "--tasks", "qasper"], "--tasks are those of scrolls"),
+    ],
+)
+def test_wrong_use_is_refused(arguments, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(app, ["reproduce", *arguments]) != 0
+    assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("The cat sat.\nThe dog ran. It ran far.\n" * 1500, encoding="utf-8")
+    return path
+
+
+def test_segments_are_counted_from_one_command(text: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["reproduce", "segments", "--data", str(text), "--out", "out"]
+    assert run(app, command) == 0
+    page = (tmp_path / "out" / "page.md").read_text(encoding="utf-8")
+    row = json.loads((tmp_path / "out" / "text-line.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert f"| text, line | 256 | {row['segments']:,} |" in page
+    assert "# Tokens per segment (Figure 1)" in page and "bounded support" in page
+    assert f"bipe segment {text} --rule sentence --statistics" in page
+    capfd.readouterr()
+    (tmp_path / "out" / "text-line.jsonl").unlink()
+    assert run(app, command) == 0
+    given = [line for line in capfd.readouterr().err.splitlines() if line.startswith("$ ")]
+    assert [options(shlex.split(line), "--rule") for line in given] == [["line"]], (
+        "only what is missing is done"
+    )
+
+
+def test_a_comparison_is_run_and_told_of(text: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    recipe = {
+        "schemes": ["rope"],
+        "data": {"vocab_size": 300, "train_length": 16},
+        "model": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+        },
+        "learning_rates": [0.001],
+        "training": {"steps": 9},
+        "evaluation": {"lengths": [16, 32], "max_windows": 8, "protocols": ["blocks"]},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    tiny = Experiment(
+        "Tiny",
+        "Nothing.",
+        lambda it: [[it.compare(str(tmp_path / "tiny.yaml"), "both")]],
+        ("bipe train",),
+        "None.",
+    )
+    monkeypatch.setitem(EXPERIMENTS, "tiny", tiny)
+    command = ["reproduce", "tiny", "--data", str(text), "--seeds", "2", "--training.steps", "2"]
+    assert run(app, [*command, "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "page.md")
+    page = (tmp_path / "out" / "page.md").read_text(encoding="utf-8")
+    assert "### Perplexity, length-curve, blocks" in page and "| rope | 2 |" in page
+    assert "[All rows](both/summary.md)" in page and (tmp_path / "out" / "both" / "report.html").is_file()
+    marker = json.loads((tmp_path / "out" / "both" / "comparison.json").read_text(encoding="utf-8"))
+    assert marker["training"]["steps"] == 2
+
+
+def test_a_step_that_fails_ends_the_experiment(tmp_path: Path, monkeypatch, capfd) -> None:
+    steps = [Step("segment", "nowhere.txt"), Step("segment", "later.txt")]
+    failing = Experiment("Failing", "Nothing.", lambda _: [steps], ("bipe segment",), "None.")
+    monkeypatch.setitem(experiments.EXPERIMENTS, "failing", failing)
+    assert run(app, ["reproduce", "failing", "--out", str(tmp_path / "out")]) == 1
+    said = capfd.readouterr().err
+    assert "This command failed with status 2: bipe segment nowhere.txt" in said and "later.txt" not in said
+    assert not (tmp_path / "out" / "page.md").exists()
