@@ -99,7 +99,14 @@ def test_differences_pair_schemes_on_tokens_with_schemes_on_segments(finished):
 
 def test_the_report_and_the_environment_lie_in_the_folder(finished):
     out, said = finished
-    for name in ("report.html", "summary.md", "length_curve.png", "environment.json", "segments.json"):
+    for name in (
+        "report.html",
+        "summary.md",
+        "length_curve.png",
+        "places.png",
+        "environment.json",
+        "segments.json",
+    ):
         assert (out / name).stat().st_size > 0
     assert any("bipe-rope, seed 0" in line for line in said)
 

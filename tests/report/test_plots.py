@@ -14,6 +14,7 @@ from bipe.report.plots import (
     convergence_figure,
     length_curve_figure,
     perplexity_curves,
+    place_figure,
     scheme_panels_figure,
     segment_histogram_figure,
     spread,
@@ -195,3 +196,21 @@ def test_the_theme_names_every_role_twice():
     css = theme_css()
     assert all(css.count(f"--{role}:") == 2 for role in COLOURS)
     assert len({colour.light for colour in COLOURS.values()}) == len(COLOURS)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_places_are_drawn_from_where_windows_say_something(shape: Shape):
+    places = {
+        ("rope", 0): [(4, 900.0), (16, 80.0), (32, 70.0), (64, 90.0)],
+        ("alibi", 0): [(16, 60.0), (64, 50.0)],
+    }
+    axes = place_figure(places, 32, shape=shape).axes[0]
+    styles = scheme_styles(["rope", "alibi"])
+    assert lines(axes, styles["rope"].colour) == [[80.0, 70.0, 90.0]]
+    assert lines(axes, styles["alibi"].colour) == [[60.0, 50.0]]
+    assert axes.get_ylim()[1] < 200
+
+
+def test_without_places_there_is_nothing_to_draw():
+    with pytest.raises(ValueError, match="No run kept"):
+        place_figure({("rope", 0): [(4, 900.0)]}, 32)

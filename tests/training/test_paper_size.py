@@ -34,11 +34,20 @@ def test_a_thinner_one_takes_two_steps_from_a_stream(name: str, tmp_path: Path, 
         (data / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     settings = {
-        "model.hidden_size": 64, "model.num_hidden_layers": 1, "model.num_attention_heads": 4,
-        "model.intermediate_size": 64, "data.tokenizer": "null", "data.vocab_size": 400,
-        "data.train": f"['hf:{data}:train']", "data.validation": f"['hf:{data}:validation']",
-        "data.max_documents": 30, "training.steps": 2, "training.batch_size": 2,
-        "training.warmup_steps": 1, "training.log_every": 1, "training.tensorboard": "false",
+        "model.hidden_size": 64,
+        "model.num_hidden_layers": 1,
+        "model.num_attention_heads": 4,
+        "model.intermediate_size": 64,
+        "data.tokenizer": "null",
+        "data.vocab_size": 400,
+        "data.train": f"['hf:{data}:train']",
+        "data.validation": f"['hf:{data}:validation']",
+        "data.max_documents": 30,
+        "training.steps": 2,
+        "training.batch_size": 2,
+        "training.warmup_steps": 1,
+        "training.log_every": 1,
+        "training.tensorboard": "false",
     }
     recipe = load_recipe(RECIPES / f"{name}.yaml", {key: str(value) for key, value in settings.items()})
     trained = train_recipe(recipe, tmp_path / "run")

@@ -416,6 +416,27 @@ def paired_differences(first: Curve, second: Curve, base_length: int) -> list[di
     return rows
 
 
+def perplexity_by_place(losses: WindowLosses) -> list[tuple[int, float]]:
+    """Perplexity of the tokens that have about so much text before them, of windows scored from the start.
+
+    >>> losses = WindowLosses(*[np.zeros(1)] * 3, 1.0, 0.0, by_place=np.log([8.0, 4.0, 4.0, 2.0, 2.0, 2.0]))
+    >>> [(place, round(value, 6)) for place, value in perplexity_by_place(losses)]
+    [(1, 8.0), (2, 4.0), (4, 2.828427), (5, 2.0), (6, 2.0)]
+
+    Args:
+        losses: of protocol `"blocks"`, whose first scored token has one before it.
+
+    Returns:
+        Two bins an octave, each with the most tokens before one of its own; empty where places were not kept.
+    """
+    places = np.arange(1, len(losses.by_place) + 1)
+    bins = np.ceil(2 * np.log2(places)).astype(int)
+    return [
+        (int(places[bins == one][-1]), float(np.exp(losses.by_place[bins == one].mean())))
+        for one in np.unique(bins)
+    ]
+
+
 def save_curves(path: str | Path, curves: Mapping[str, Curve]) -> None:
     """Write losses by protocol and length as safetensors."""
     tensors = {}

@@ -13,13 +13,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bipe.evaluation.length_curve import TASK as CURVE_TASK
+from bipe.evaluation.length_curve import load_curves, perplexity_by_place
 from bipe.report.palette import Style, scheme_styles, theme_css
 from bipe.report.plots import (
+    FIRST_PLACE,
     LENGTH_UNITS,
     convergence_figure,
     length_curve_figure,
     metric_curves,
     perplexity_curves,
+    place_figure,
     scheme_panels_figure,
     segment_histogram_figure,
     task_figure,
@@ -60,6 +63,7 @@ class Run:
         scores, differences: rows of the files of that name.
         settings, environment, segments: the JSON files of that name, empty where missing.
         histories: rows of `history.jsonl` by (scheme, seed).
+        places: (tokens before, perplexity) of the longest `blocks`, by (scheme, seed) where they were kept.
     """
 
     scores: list[dict[str, Any]]
@@ -68,6 +72,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     segments: dict[str, Any] = field(default_factory=dict)
     histories: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
+    places: dict[tuple[str, int], list[tuple[int, float]]] = field(default_factory=dict)
 
     @property
     def schemes(self) -> list[str]:
@@ -147,6 +152,9 @@ def write_report(run_dir: str | Path) -> Path:
     if run.protocols:
         picture = length_curve_figure(run.scores, run.protocols[0], run.train_length, styles=styles)
         (folder / "length_curve.png").write_bytes(figure_png(picture))
+    if run.places:
+        picture = place_figure(run.places, run.train_length, styles=styles)
+        (folder / "places.png").write_bytes(figure_png(picture))
     for task, metric in run.shares:
         picture = task_figure(run.scores, task, metric, run.train_length, styles=styles)
         (folder / f"{task}_{metric}.png").write_bytes(figure_png(picture))
@@ -174,8 +182,17 @@ def read_run(folder: Path) -> Run:
     )
     for scheme in run.schemes:
         for seed in run.seeds:
-            run.histories[scheme, seed] = read_records(folder / "runs" / f"{scheme}-{seed}" / "history.jsonl")
+            kept = folder / "runs" / f"{scheme}-{seed}"
+            run.histories[scheme, seed] = read_records(kept / "history.jsonl")
+            places = _places(kept / "losses.safetensors")
+            if places and places[-1][0] >= FIRST_PLACE:
+                run.places[scheme, seed] = places
     return run
+
+
+def _places(path: Path) -> list[tuple[int, float]]:
+    blocks = load_curves(path).get("blocks") if path.exists() else None
+    return perplexity_by_place(blocks[max(blocks)]) if blocks else []
 
 
 def missing_runs(run: Run) -> list[str]:
@@ -338,8 +355,14 @@ def _charts(run: Run) -> dict[str, Any]:
             "Line chart of the share of segments by their tokens, a line a text length; key numbers below."
         )
         segments = _chart("segments", label, partial(segment_histogram_figure, run.segments))
+    places = None
+    if run.places:
+        label = "Line chart of perplexity against the tokens before, a line a run; more in the tables below."
+        draw = partial(place_figure, run.places, run.train_length, styles=styles)
+        places = _chart("places", label, draw)
     return {
         "curves": curves,
+        "place_chart": places,
         "share_charts": {
             _share_title(task, metric): _share_chart(run, task, metric, styles) for task, metric in run.shares
         },

@@ -144,6 +144,9 @@ def task_figure(
     return figure
 
 
+FIRST_PLACE = 16
+"""Tokens before a place, with fewer of which a handful of windows says little of it."""
+
 LENGTH_UNITS = {"arithmetic": "operations in a problem"}
 """What the lengths of a task count, where it is not tokens."""
 
@@ -193,6 +196,47 @@ def convergence_figure(
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     _name_lines(axes, {key: curve[-1] for key, curve in points.items()}, styles, shape)
+    return figure
+
+
+def place_figure(
+    places: Mapping[tuple[str, int], Sequence[tuple[int, float]]],
+    train_length: int,
+    *,
+    styles: Mapping[str, Style] | None = None,
+    shape: Shape = "wide",
+) -> Figure:
+    """Draw perplexity against the place in the window, from `FIRST_PLACE` on, a line for each run.
+
+    Args:
+        places: (tokens before, perplexity) by (scheme, seed), as `perplexity_by_place` makes them.
+        train_length: tokens, marked by a vertical line.
+        styles, shape: as in `length_curve_figure`.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    places = {key: [point for point in curve if point[0] >= FIRST_PLACE] for key, curve in places.items()}
+    places = {key: curve for key, curve in places.items() if curve}
+    if not places:
+        raise ValueError("No run kept what it lost at each place, so there is no curve to draw.")
+    styles = styles or scheme_styles(scheme for scheme, _ in places)
+    figure, axes = _canvas(shape)
+    axes.set_xscale("log", base=2)
+    end = max(place for curve in places.values() for place, _ in curve)
+    ticks = [2**power for power in range(int(math.log2(FIRST_PLACE)), int(math.log2(end)) + 1)]
+    axes.xaxis.set_major_locator(FixedLocator(ticks[:: 1 if shape == "wide" else 2]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.axvline(train_length, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
+    values = [value for curve in places.values() for _, value in curve]
+    _set_perplexity_scale(axes, (min(values), max(values)))
+    for (scheme, _), curve in places.items():
+        style = styles[scheme]
+        axes.plot(*zip(*curve, strict=True), color=style.colour, linewidth=1.3)
+    axes.set_xlabel("tokens before, in the window (dotted: trained length)")
+    axes.set_ylabel(_with_scale("perplexity", axes))
+    _name_lines(axes, {key: curve[-1] for key, curve in places.items()}, styles, shape)
     return figure
 
 
