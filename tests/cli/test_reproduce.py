@@ -99,6 +99,8 @@ def test_segments_are_counted_from_one_command(text: Path, tmp_path: Path, monke
     page = (tmp_path / "out" / "page.md").read_text(encoding="utf-8")
     row = json.loads((tmp_path / "out" / "text-line.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert f"| text, line | 256 | {row['segments']:,} |" in page
+    assert "![Tokens per segment, text, paper](text-paper.png)" in page
+    assert (tmp_path / "out" / "text-paper.png").read_bytes().startswith(b"\x89PNG")
     assert "# Tokens per segment (Figure 1)" in page and "bounded support" in page
     assert f"bipe segment {text} --rule sentence --statistics" in page
     capfd.readouterr()

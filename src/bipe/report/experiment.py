@@ -8,7 +8,9 @@ from typing import Any
 
 from bipe.training.environment import describe_environment
 
+from .plots import segment_histogram_figure
 from .records import read_records
+from .rendering import figure_png
 from .tables import Cell, Record, Table, markdown_table, number, percent
 
 SHARES = ("accuracy", "choice_accuracy")
@@ -42,6 +44,7 @@ def write_experiment(
         parts += [f"## {folder.name}", f"[All rows]({inside}/summary.md) and [charts]({inside}/report.html)."]
         parts += _tables(scores)
     parts += _tables(rows)
+    parts += _histograms(rows, path.parent)
     listed = "\n".join(f"    {command}" for command in commands)
     parts += ["## Commands", listed, _machine()]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -70,6 +73,18 @@ def _tables(rows: Sequence[Record]) -> list[str]:
         parts += [f"### {name}, {task}, {protocol}", markdown_table(seeds_table(chosen))]
     if described := [row for row in rows if "metric" not in row]:
         parts += ["### By length", markdown_table(_plain_table(described))]
+    return parts
+
+
+def _histograms(rows: Sequence[Record], folder: Path) -> list[str]:
+    """A chart for each name of the rows that count tokens per segment."""
+    parts: list[str] = []
+    counted = [row for row in rows if "histogram" in row]
+    for name in dict.fromkeys(row["scheme"] for row in counted):
+        lengths = {row["length"]: row for row in counted if row["scheme"] == name}
+        picture = f"{name.replace(', ', '-')}.png"
+        (folder / picture).write_bytes(figure_png(segment_histogram_figure({"lengths": lengths})))
+        parts.append(f"![Tokens per segment, {name}]({picture})")
     return parts
 
 
