@@ -1,7 +1,7 @@
 """The page of an experiment: what was claimed, what came out, and by which commands."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ def write_experiment(
         commands: all of them, in order.
     """
     parts = [f"# {title}", f"{date.today().isoformat()}. {claim}"]
+    if len(comparisons) > 1:
+        ordered = sorted(comparisons, key=lambda folder: (len(folder.name), folder.name))  # widths by size
+        measured = {folder.name: read_records(folder / "scores.jsonl") for folder in ordered}
+        parts += ["## Side by side", markdown_table(side_by_side(measured))]
     for folder in comparisons:
         scores = read_records(folder / "scores.jsonl")
         inside = (
@@ -110,6 +114,31 @@ def seeds_table(scores: Iterable[Record]) -> Table:
         )
         table.append([Cell(scheme), Cell(str(len(seeds))), *map(_spread, by_length)])
     return Table(["scheme", "seeds", *(f"at {length}" for length in lengths)], table, labels=1)
+
+
+def side_by_side(measured: Mapping[str, Sequence[Record]]) -> Table:
+    """What several comparisons found first, at their shortest length: a row a scheme, a column a comparison.
+
+    >>> row = {"scheme": "rope", "seed": 0, "task": "arithmetic", "protocol": "greedy", "metric": "accuracy"}
+    >>> table = side_by_side({"width-32": [{**row, "length": 6, "value": 0.25}], "width-48": []})
+    >>> table.header, [cell.text for cell in table.rows[0]]
+    (['scheme', 'width-32', 'width-48'], ['rope', '25.0 %', '–'])
+
+    Args:
+        measured: score rows by the name of a comparison.
+    """
+    found: dict[tuple[str, str], list[Record]] = {}
+    for name, rows in measured.items():
+        keys = [(row["task"], row["protocol"], row["metric"]) for row in rows]
+        shortest = min((row["length"] for row in rows), default=0)
+        for row, key in zip(rows, keys, strict=True):
+            if key == keys[0] and row["length"] == shortest:
+                found.setdefault((row["scheme"], name), []).append(row)
+    schemes = dict.fromkeys(scheme for scheme, _ in found)
+    rows = [
+        [Cell(scheme), *(_spread(found.get((scheme, name), [])) for name in measured)] for scheme in schemes
+    ]
+    return Table(["scheme", *measured], rows, labels=1)
 
 
 def _spread(rows: Sequence[Record]) -> Cell:
