@@ -1,0 +1,1 @@
+"""The paper's theory as code that can be checked: automata of two levels."""
