@@ -18,6 +18,7 @@ from bipe_cli.generate import generate
 from bipe_cli.report import report
 from bipe_cli.reproduce import reproduce
 from bipe_cli.segment import segment
+from bipe_cli.theory import theory
 from bipe_cli.train import train
 
 EXIT_FAILURE = 1
@@ -60,6 +61,7 @@ app.command()(generate)
 app.command()(report)
 app.command(context_settings=WITH_SETTINGS)(reproduce)
 app.command()(segment)
+app.add_typer(theory)
 app.command(context_settings=WITH_SETTINGS)(train)
 
 

@@ -1,0 +1,69 @@
+"""`bipe theory`: automata as Transformers, checked and counted."""
+
+from typing import Annotated
+
+import typer
+
+theory = typer.Typer(name="theory", help="The paper's theory as code: two-level automata as Transformers.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print rows as JSON objects.")]
+
+
+@theory.command()
+def verify(
+    automata: Annotated[int, typer.Option(min=1, help="Random two-level automata.")] = 1000,
+    words: Annotated[int, typer.Option(min=1, help="Random words for each.")] = 4,
+    most_states: Annotated[int, typer.Option(min=1, help="States of each level, at most.")] = 4,
+    max_offset: Annotated[int, typer.Option(min=1, help="Tokens in a segment, at most.")] = 12,
+    max_segments: Annotated[int, typer.Option(min=1, help="Segments in a word, at most.")] = 12,
+    seed: Annotated[int, typer.Option(help="Decides all that is random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare compiled automata with the automata at every position of random words.
+
+    Each automaton is compiled twice: with two levels, and flattened with absolute positions. Fails where a
+    model tells other states.
+    """
+    import json
+
+    from bipe.theory.verify import Verified
+    from bipe.theory.verify import verify as run
+
+    found = Verified()
+    limits = {"most_states": most_states, "max_offset": max_offset, "max_segments": max_segments}
+    for found in run(automata, words, **limits, seed=seed):
+        if found.automata % 100 == 0 and found.automata < automata:
+            line = f"{found.automata} of {automata} automata, {found.mismatches} mismatches"
+            typer.echo(json.dumps(found.to_dict()) if as_json else line)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        typer.echo(f"{found.automata} automata, {found.positions:,} positions, {found.mismatches} mismatches")
+    if found.mismatches:
+        raise RuntimeError(f"A compiled model differs from its automaton at {found.mismatches} positions.")
+
+
+@theory.command()
+def size(
+    states: Annotated[
+        str, typer.Option(help="States of each level, such as 2,3,4; the same number on both.")
+    ] = "2,3,4",
+    max_offset: Annotated[int, typer.Option(min=1, help="Tokens in a segment.")] = 16,
+    max_segments: Annotated[int, typer.Option(min=1, help="Segments in a word.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Width, depth and parameters of both compilations, counted on built models."""
+    import json
+
+    from bipe.theory.verify import sizes
+    from bipe_cli.values import numbers
+
+    wanted = numbers("--states", states)
+    if not wanted or min(wanted) < 1:
+        raise ValueError(f"--states are whole numbers, at least 1; got {states!r}.")
+    for row in sizes(wanted, wanted, max_offset, max_segments):
+        line = (
+            f"{row['outer_states']} x {row['inner_states']} states, {row['model']}: width {row['width']:,}, depth "
+            f"{row['depth']}, hidden {row['hidden_width']:,}, {row['parameters']:,} parameters"
+        )
+        typer.echo(json.dumps(row) if as_json else line)
