@@ -25,7 +25,7 @@ class States(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BiNFA:
-    """A two-level non-deterministic automaton (He et al. 2024, section 3; the definition here is this project's).
+    """A two-level non-deterministic automaton (He et al. 2024; the definition here is this project's).
 
     Symbols move the inner automaton. A separator moves it too and ends the segment: the outer automaton steps
     on the inner state that was reached, one of them if there are several, and the inner one begins anew.

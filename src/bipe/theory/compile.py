@@ -2,8 +2,8 @@
 
 What a word does to an automaton is a product of Boolean matrices, one a symbol. Layer `l` of a scan attends
 to the token `2^l` before and multiplies what that has gathered with what this one has, so that `ceil(log2 n)`
-layers gather everything of `n` tokens (a parallel prefix). One level scans over absolute positions. Two levels
-scan over the offsets of a segment with an absolute code, then over the segments' ends with a rotation.
+layers gather everything of `n` tokens (a parallel prefix). One level scans over absolute positions. Two
+levels scan over the offsets of a segment with an absolute code, then over the segments' ends with a rotation.
 
 The model is a decoder with softmax attention (`bipe.attention.eager`), a table of offsets (`Learned`), the
 rotation of RoPE with the frequencies `pi / 2^i`, residual connections, and feed-forward parts of two hidden
