@@ -1,5 +1,7 @@
 """The paper's experiments as commands: at a size for a CPU, and at the paper's."""
 
+import json
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,24 +69,49 @@ class Step:
         makes: a folder that the command writes at its end; where it is there, the step is done.
         rows: a file that keeps what it prints, JSON lines; where it is there, the step is done.
         arm: the name of its rows, in place of their scheme's.
+        seed: of its rows, in place of what they say; an extended model does not know its own.
     """
 
     def __init__(
-        self, *arguments: str, makes: Path | None = None, rows: Path | None = None, arm: str | None = None
+        self,
+        *arguments: str,
+        makes: Path | None = None,
+        rows: Path | None = None,
+        arm: str | None = None,
+        seed: int | None = None,
     ) -> None:
         self.arguments = (*arguments, "--json") if rows else arguments
         self.makes = makes
         self.rows = rows
-        self.arm = arm
+        self.named = {name: value for name, value in (("scheme", arm), ("seed", seed)) if value is not None}
 
     def __str__(self) -> str:
         return shlex.join(("bipe", *self.arguments))
 
     @property
     def is_done(self) -> bool:
-        """Whether it left what it makes; a command that finds that out by itself is given again."""
+        """Whether it left what it makes; a command that finds that out by itself is given again.
+
+        Raises:
+            ValueError: another command left that.
+        """
         left = self.makes or self.rows
-        return left is not None and left.exists()
+        if left is None or not left.exists():
+            return False
+        if not self._record.is_file() or self._record.read_text(encoding="utf-8") != str(self):
+            raise ValueError(f"{left} is of another command. Choose another folder with --out.")
+        return True
+
+    def remember(self) -> None:
+        """Note beside what it left by which command that was."""
+        if self.makes or self.rows:
+            self._record.write_text(str(self), encoding="utf-8")
+
+    @property
+    def _record(self) -> Path:
+        left = self.makes or self.rows
+        assert left is not None
+        return left.with_name(f"{left.name}.command")
 
 
 @dataclass(frozen=True)
@@ -97,6 +124,7 @@ class Experiment:
         lanes: from the setup to lists of steps; those of a list follow each other, lists do not.
         paper: the commands at the paper's size.
         hardware: what those want.
+        takes: options that it reads, among data, test, tasks and settings of recipes.
         needs_test: whether test text has to be named beside training text.
     """
 
@@ -105,6 +133,7 @@ class Experiment:
     lanes: Callable[[Setup], list[list[Step]]]
     paper: tuple[str, ...]
     hardware: str
+    takes: tuple[str, ...] = ("data", "test", "settings")
     needs_test: bool = False
 
 
@@ -130,7 +159,7 @@ def _extension(setup: Setup) -> list[list[Step]]:
     def lane(scheme: str, seed: int) -> list[Step]:
         folder = setup.out / f"{scheme}-{seed}"
         plain, number = folder / "plain", ("--seed", str(seed))
-        text = ("--data.train", f"[{', '.join(setup.data)}]")
+        text = ("--data.train", json.dumps(list(setup.data)))
         longer = ("--steps", "60", "--batch-size", "4", "--train-length", "512")
         longer += ("--warmup-steps", "6", "--learning-rate", "1.0e-3", *number)
         train = (str(setup.recipes / "retrofit/scratch.yaml"), "--scheme", scheme, *number, *text)
@@ -147,7 +176,7 @@ def _extension(setup: Setup) -> list[list[Step]]:
         arms = ("plain", "linear", "yarn", "rerope", "selfextend")
         for arm in (*arms, "plain-trained", "linear-trained", "yarn-trained"):
             evaluate = ("evaluate", "length-curve", "--model", str(folder / arm), *setup.tested, *lengths)
-            steps.append(Step(*evaluate, rows=folder / f"{arm}.jsonl", arm=f"{scheme} {arm}"))
+            steps.append(Step(*evaluate, rows=folder / f"{arm}.jsonl", arm=f"{scheme} {arm}", seed=seed))
         return steps
 
     return [lane(scheme, seed) for seed, scheme in product(range(setup.seeds), ("rope", "bipe-rope"))]
@@ -160,8 +189,8 @@ def _segments(setup: Setup) -> list[list[Step]]:
         [
             Step(
                 *("segment", source, "--rule", rule, *lengths),
-                rows=setup.out / f"{Path(source).stem}-{rule}.jsonl",
-                arm=f"{Path(source).stem}, {rule}",
+                rows=setup.out / f"{re.sub('[^A-Za-z0-9.]+', '_', source).strip('_')}-{rule}.jsonl",
+                arm=f"{source}, {rule}",
             )
             for rule in ("paper", "sentence", "line")
         ]
@@ -172,7 +201,7 @@ def _segments(setup: Setup) -> list[list[Step]]:
 def _small_models(setup: Setup, *schemes: str) -> dict[str, Step]:
     """A small language model of each scheme, by folder."""
     recipe = str(setup.recipes / "language_modelling/bipe-rope-3m.yaml")
-    text = ("--data.train", f"[{', '.join(setup.data)}]")
+    text = ("--data.train", json.dumps(list(setup.data)))
     return {
         f"{scheme}-{seed}": Step(
             *("train", recipe, "--scheme", scheme, "--seed", str(seed), *text, *setup.settings),
@@ -190,7 +219,8 @@ def _scrolls(setup: Setup) -> list[list[Step]]:
         for task in tasks:
             tuned = setup.out / f"{name}-{Path(task).stem}"
             recipe = (str(setup.recipes / "scrolls/cpu.yaml"), "--start", str(setup.out / name))
-            steps.append(Step("train", *recipe, "--data.scrolls.task", task, "--out", str(tuned)))
+            chosen = ("--data.scrolls.task", task, "--seed", name.rpartition("-")[2])
+            steps.append(Step("train", *recipe, *chosen, "--out", str(tuned)))
             evaluate = ("evaluate", "scrolls", "--model", str(tuned), "--data", task, "--lengths", "1024")
             rows = setup.out / f"{tuned.name}.jsonl"
             steps.append(Step(*evaluate, "--max-windows", "100", rows=rows, arm=name.rpartition("-")[0]))
@@ -240,6 +270,7 @@ BOTH = ("rope", "alibi", "bipe-rope", "bipe-alibi")
 EXPERIMENTS: dict[str, Experiment] = {
     "arithmetic": Experiment(
         title="Arithmetic modulo 11, against the hidden width",
+        takes=("settings",),
         claim="At width 48 BiPE-ALiBi answers 97 %, and everything without segments stays under 70 % (as a "
         "later note reports).",
         lanes=_arithmetic,
@@ -300,16 +331,23 @@ EXPERIMENTS: dict[str, Experiment] = {
         "RoPE with YaRN (as a later note reports).",
         lanes=_extension,
         paper=tuple(
-            f"{EIGHT} extend --model runs/{scheme}-151m --method {method} --factor 16 --steps 500 "
-            "--train-length 4096 --data hf:monology/pile-uncopyrighted:train "
-            f"--out runs/{scheme}-151m-{method}"
+            command
             for scheme, method in product(("rope", "bipe-rope"), ("yarn", "linear"))
+            for command in (
+                f"bipe extend --model runs/{scheme}-151m --method {method} --factor 16 "
+                f"--out runs/{scheme}-151m-{method}",
+                f"{EIGHT} train recipes/language_modelling/bipe-rope-151m.yaml --scheme {scheme} "
+                f"--start runs/{scheme}-151m-{method} --data.tokenizer null --data.train_length 4096 "
+                "--training.steps 500 --training.schedule_steps null --training.warmup_steps 20 "
+                f"--training.batch_size 8 --out runs/{scheme}-151m-{method}-500",
+            )
         ),
         hardware=f"{BIG} {STARTED}",
         needs_test=True,
     ),
     "segments": Experiment(
         title="Tokens per segment (Figure 1)",
+        takes=("data", "test"),
         claim="The number of tokens in a segment has bounded support and is alike at every length.",
         lanes=_segments,
         paper=(
@@ -329,6 +367,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "scrolls": Experiment(
         title="SCROLLS after fine-tuning",
+        takes=("data", "tasks", "settings"),
         claim="BiPE-RoPE is 3.98 above RoPE on average (as a later note reports).",
         lanes=_scrolls,
         paper=(
@@ -344,6 +383,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "tasks": Experiment(
         title="Tasks of normal length, and RULER's that need no network",
+        takes=("data", "settings"),
         claim="On tasks of normal length BiPE loses nothing against the encoding that it is built on.",
         lanes=_tasks,
         paper=_evaluate_all(

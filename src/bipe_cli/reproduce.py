@@ -1,7 +1,9 @@
 """`bipe reproduce`: an experiment of the paper, run from one command."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,8 +56,10 @@ def reproduce(
         return
     if experiment.needs_test and not test:
         raise ValueError(f"{name} trains and tests models apart: name test text with --test.")
-    if tasks and name != "scrolls":
-        raise ValueError("--tasks are those of scrolls; leave it out.")
+    for option, given in {"data": data, "test": test, "tasks": tasks, "settings": context.args}.items():
+        if given and option not in experiment.takes:
+            what = f"--{option}" if option != "settings" else given[0]
+            raise ValueError(f"{name} does not read {what}: leave it out.")
     folder = out or Path("runs") / name
     setup = Setup(
         folder, _recipes(), data or ["stdlib"], test or [], workers, seeds, tasks or [], context.args
@@ -76,33 +80,44 @@ def _recipes() -> Path:
 
 def _run(lanes: "Sequence[Sequence[Step]]", folder: Path, workers: int) -> None:
     """Do the steps, several lists of them at a time; what a step has left already is kept."""
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor, as_completed
 
     folder.mkdir(parents=True, exist_ok=True)
+    failed = Event()
     with ThreadPoolExecutor(workers) as pool:
-        for done in [pool.submit(_follow, lane) for lane in lanes]:
-            done.result()
+        followed = [pool.submit(_follow, lane, failed, workers) for lane in lanes]
+        try:
+            for done in as_completed(followed):
+                done.result()
+        except BaseException:
+            failed.set()  # steps under way end, or are ended by the same Ctrl-C; no other is begun
+            raise
 
 
-def _follow(lane: "Sequence[Step]") -> None:
+def _follow(lane: "Sequence[Step]", failed: Event, workers: int) -> None:
     for step in lane:
+        if failed.is_set():
+            return
         if not step.is_done:
             typer.echo(f"$ {step}", err=True)
-            _do(step)
+            _do(step, workers)
+            step.remember()
 
 
-def _do(step: "Step") -> None:
+def _do(step: "Step", workers: int) -> None:
     import subprocess
     import sys
 
     command = [sys.executable, "-m", "bipe_cli", *step.arguments]
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
     if step.rows is None:
-        status = subprocess.run(command, check=False).returncode
+        status = subprocess.run(command, check=False, env=environment).returncode
     else:
         draft = step.rows.with_suffix(".draft")
         draft.parent.mkdir(parents=True, exist_ok=True)
         with open(draft, "w", encoding="utf-8") as file:
-            status = subprocess.run(command, stdout=file, check=False).returncode
+            status = subprocess.run(command, stdout=file, check=False, env=environment).returncode
         if status == 0:
             draft.replace(step.rows)
     if status in (-2, 130):
@@ -117,10 +132,7 @@ def _write_page(experiment: "Experiment", lanes: "Sequence[Sequence[Step]]", fol
 
     steps = [step for lane in lanes for step in lane]
     rows = [
-        {**row, **({"scheme": step.arm} if step.arm else {})}
-        for step in steps
-        if step.rows is not None
-        for row in read_records(step.rows)
+        {**row, **step.named} for step in steps if step.rows is not None for row in read_records(step.rows)
     ]
     comparisons = [
         Path(step.arguments[step.arguments.index("--out") + 1])

@@ -63,7 +63,7 @@ def size(
         raise ValueError(f"--states are whole numbers, at least 1; got {states!r}.")
     for row in sizes(wanted, wanted, max_offset, max_segments):
         line = (
-            f"{row['outer_states']} x {row['inner_states']} states, {row['model']}: width {row['width']:,}, depth "
-            f"{row['depth']}, hidden {row['hidden_width']:,}, {row['parameters']:,} parameters"
+            f"{row['outer_states']} x {row['inner_states']} states, {row['model']}: width {row['width']:,}, "
+            f"depth {row['depth']}, hidden {row['hidden_width']:,}, {row['parameters']:,} parameters"
         )
         typer.echo(json.dumps(row) if as_json else line)

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from bipe.comparison import Comparison
@@ -14,6 +15,7 @@ from bipe_cli import experiments
 from bipe_cli.experiments import EXPERIMENTS, Experiment, Setup, Step
 from bipe_cli.main import app, run
 
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,7 +32,8 @@ def options(arguments, name: str) -> list[str]:
 def test_every_step_is_a_command_with_settings_that_exist(name: str, tmp_path: Path) -> None:
     lanes = EXPERIMENTS[name].lanes(setup(tmp_path))
     assert lanes and all(lanes)
-    for step in (step for lane in lanes for step in lane):
+    steps = [step for lane in lanes for step in lane]
+    for step in steps:
         command, *arguments = step.arguments
         if command == "compare":
             known = ("--recipe", "--out", "--workers", "--seeds", "--data", "--test")
@@ -47,10 +50,15 @@ def test_every_step_is_a_command_with_settings_that_exist(name: str, tmp_path: P
             recipe, *rest = arguments
             place = rest.index("--out")
             load_recipe(recipe, parse_overrides(rest[:place] + rest[place + 2 :]))
-        else:
-            assert run(app, [command, "--help"]) == 0
-    folders = [options(step.arguments, "--out") for lane in lanes for step in lane]
-    assert len(set(map(tuple, folders))) > 0
+        COMMANDS[command].make_context(command, list(arguments))
+    made = [
+        path for step in steps for path in (step.rows, step.makes, *options(step.arguments, "--out")) if path
+    ]
+    folders = [str(path) for path in made if not str(path).endswith(".jsonl")]
+    rows = [path for path in made if str(path).endswith(".jsonl")]
+    assert len(set(rows)) == len(rows) and len(set(folders)) >= len(folders) - sum(
+        s.makes is not None for s in steps
+    )
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
@@ -64,6 +72,8 @@ def test_the_paper_size_names_what_exists(name: str, capsys: pytest.CaptureFixtu
         assert all((ROOT / recipe).is_file() for recipe in recipes), command
         program = parts[parts.index("bipe_cli") + 1] if "bipe_cli" in parts else parts[1]
         assert program in ("train", "evaluate", "extend", "segment"), command
+        place = parts.index(program)
+        COMMANDS[program].make_context(program, parts[place + 1 :])
         assert all(scheme in SCHEMES or scheme == "SCHEME" for scheme in options(parts, "--scheme"))
 
 
@@ -77,7 +87,10 @@ def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> No
     [
         (["nonsense"], "Unknown experiment 'nonsense'. Choose one of: ablations"),
         (["extension"], "name test text with --test"),
-        (["segments", "--tasks", "qasper"], "--tasks are those of scrolls"),
+        (["segments", "--tasks", "qasper"], "segments does not read --tasks"),
+        (["segments", "--steps", "4"], "segments does not read --steps"),
+        (["arithmetic", "--data", "nowhere"], "arithmetic does not read --data"),
+        (["tasks", "--test", "nowhere"], "tasks does not read --test"),
     ],
 )
 def test_wrong_use_is_refused(arguments, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,22 +107,38 @@ def text(tmp_path: Path) -> Path:
 
 def test_segments_are_counted_from_one_command(text: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["reproduce", "segments", "--data", str(text), "--out", "out"]
+    command = ["reproduce", "segments", "--data", "text.txt", "--out", "out"]
     assert run(app, command) == 0
     page = (tmp_path / "out" / "page.md").read_text(encoding="utf-8")
-    row = json.loads((tmp_path / "out" / "text-line.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert f"| text, line | 256 | {row['segments']:,} |" in page
-    assert "![Tokens per segment, text, paper](text-paper.png)" in page
-    assert (tmp_path / "out" / "text-paper.png").read_bytes().startswith(b"\x89PNG")
+    rows = tmp_path / "out" / "text.txt-line.jsonl"
+    row = json.loads(rows.read_text(encoding="utf-8").splitlines()[0])
+    assert f"| text.txt, line | 256 | {row['segments']:,} |" in page
+    assert "![Tokens per segment, text.txt, paper](text.txt_paper.png)" in page
+    assert (tmp_path / "out" / "text.txt_paper.png").read_bytes().startswith(b"\x89PNG")
     assert "# Tokens per segment (Figure 1)" in page and "bounded support" in page
-    assert f"bipe segment {text} --rule sentence --statistics" in page
+    assert "bipe segment text.txt --rule sentence --statistics" in page
     capfd.readouterr()
-    (tmp_path / "out" / "text-line.jsonl").unlink()
+    rows.unlink()
     assert run(app, command) == 0
     given = [line for line in capfd.readouterr().err.splitlines() if line.startswith("$ ")]
     assert [options(shlex.split(line), "--rule") for line in given] == [["line"]], (
         "only what is missing is done"
     )
+    record = rows.with_name(f"{rows.name}.command")
+    record.write_text("bipe segment text.txt --rule line --lengths 7", encoding="utf-8")
+    assert run(app, command) != 0
+    assert "text.txt-line.jsonl is of another command" in capfd.readouterr().err
+
+
+def test_texts_of_one_name_have_rows_of_their_own(tmp_path: Path) -> None:
+    lanes = EXPERIMENTS["segments"].lanes(setup(tmp_path, data=["a/text.txt", "b/text.txt"], test=[]))
+    assert len({step.rows for lane in lanes for step in lane}) == 6
+
+
+def test_every_seed_of_an_extended_model_has_its_row(tmp_path: Path) -> None:
+    lanes = EXPERIMENTS["extension"].lanes(setup(tmp_path))
+    named = [step.named for lane in lanes for step in lane if step.rows]
+    assert {"scheme": "rope yarn", "seed": 1} in named and {"scheme": "rope yarn", "seed": 0} in named
 
 
 def test_a_comparison_is_run_and_told_of(text: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -146,8 +175,8 @@ def test_a_comparison_is_run_and_told_of(text: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_step_that_fails_ends_the_experiment(tmp_path: Path, monkeypatch, capfd) -> None:
-    steps = [Step("segment", "nowhere.txt"), Step("segment", "later.txt")]
-    failing = Experiment("Failing", "Nothing.", lambda _: [steps], ("bipe segment",), "None.")
+    lanes = [[Step("segment", f"{name}.txt"), Step("segment", "later.txt")] for name in ("nowhere", "other")]
+    failing = Experiment("Failing", "Nothing.", lambda _: lanes, ("bipe segment",), "None.")
     monkeypatch.setitem(experiments.EXPERIMENTS, "failing", failing)
     assert run(app, ["reproduce", "failing", "--out", str(tmp_path / "out")]) == 1
     said = capfd.readouterr().err

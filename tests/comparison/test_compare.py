@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import bipe
 from bipe.comparison import Comparison, compare, runs
 from bipe.comparison.compare import _best_rate
+from bipe.data import load_tokenizer
 from bipe.evaluation.length_curve import load_curves
 from bipe.report import read_records
 from bipe.training import read_settings
@@ -210,6 +211,17 @@ def test_lengths_beyond_the_test_text_are_refused_before_training(texts, tmp_pat
         compare(
             settings(texts, evaluation={"lengths": [16, 100000]}), tmp_path / "run", say=lambda line: None
         )
+    assert not (tmp_path / "run" / "sweep").exists()
+
+
+def test_lengths_beyond_the_text_without_separators_are_refused_before_training(finished, texts, tmp_path):
+    tokenizer = load_tokenizer(str(finished[0] / "tokenizer"))
+    longest = len(tokenizer((texts / "test.txt").read_text(), add_special_tokens=False)["input_ids"])
+    asked = {"lengths": [16, longest], "protocols": ["same_targets", "without_separators"]}
+    with pytest.raises(
+        ValueError, match=rf"length, {longest} tokens, does not fit .* longest document has \d+"
+    ):
+        compare(settings(texts, evaluation=asked), tmp_path / "run", say=lambda line: None)
     assert not (tmp_path / "run" / "sweep").exists()
 
 

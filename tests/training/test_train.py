@@ -259,6 +259,14 @@ def test_what_only_concerns_checkpoints_may_change_between_parts(fit):
     assert fit(on_progress=refuse, checkpoint_every=5, keep_checkpoints=1).history
 
 
+def test_a_run_from_before_a_setting_was_there_is_the_same_run(fit, tmp_path):
+    run = fit().directory
+    marker = json.loads((run / "training.json").read_text())
+    del marker["identity"]["settings"]["tf32"]
+    (run / "training.json").write_text(json.dumps(marker))
+    assert fit(on_progress=refuse).history
+
+
 def test_a_folder_of_another_run_is_refused_and_the_difference_named(fit, make_config, validation_blocks):
     fit()
     with pytest.raises(ValueError, match=r"another run: settings.learning_rate is 0.005 there and 0.1 here"):

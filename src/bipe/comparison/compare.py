@@ -12,9 +12,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bipe.evaluation.base import Run
-from bipe.evaluation.length_curve import Curve, load_curves, paired_differences, scores
+from bipe.evaluation.length_curve import Curve, load_curves, paired_differences, scores, without
 from bipe.evaluation.passkey import make_trial
-from bipe.evaluation.tasks import KEYS_OF
+from bipe.evaluation.tasks import KEYS_OF, separators_of
 from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
 from bipe.segmentation import segmenter_of
@@ -187,7 +187,10 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
         configure(recipe_of(job), corpus.material)
     if not corpus.test:
         return
-    longest = max(len(document) for document in corpus.test)
+    test = corpus.test
+    if "without_separators" in settings.evaluation.protocols:
+        test = without(test, separators_of(corpus.tokenizer))
+    longest = max(len(document) for document in test)
     if settings.lengths[-1] > longest:
         raise ValueError(
             f"The longest length, {settings.lengths[-1]} tokens, does not fit in the test text, whose "

@@ -119,8 +119,16 @@ def _blocks(documents: Sequence[Tensor], lengths: Sequence[int], most: int | Non
     return {length: Windows(documents, _cut(stretches, length), length - 1) for length in lengths}
 
 
-def _without(documents: Sequence[Tensor], separators: Collection[int]) -> list[Tensor]:
-    """The documents without some tokens."""
+def without(documents: Sequence[Tensor], separators: Collection[int]) -> list[Tensor]:
+    """The documents without some tokens.
+
+    Args:
+        documents: each `(n,)` int64.
+        separators: the ids to leave out.
+
+    Raises:
+        ValueError: there is none.
+    """
     if not separators:
         raise ValueError("The protocol 'without_separators' needs the ids that end segments; none are given.")
     left_out = torch.tensor(sorted(separators))
@@ -243,7 +251,7 @@ def window_losses(
     """
     cut = choose("protocol", PROTOCOLS, protocol)
     if protocol == "without_separators":
-        documents = _without(documents, separators)
+        documents = without(documents, separators)
     if max_windows is not None and max_windows < 1:
         raise ValueError(f"max_windows must be at least 1, or None for all windows; got {max_windows}.")
     lengths = _checked_lengths(documents, lengths)

@@ -1,5 +1,6 @@
 """The page of an experiment: what was claimed, what came out, and by which commands."""
 
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
@@ -86,7 +87,7 @@ def _histograms(rows: Sequence[Record], folder: Path) -> list[str]:
     counted = [row for row in rows if "histogram" in row]
     for name in dict.fromkeys(row["scheme"] for row in counted):
         lengths = {row["length"]: row for row in counted if row["scheme"] == name}
-        picture = f"{name.replace(', ', '-')}.png"
+        picture = f"{re.sub('[^A-Za-z0-9.]+', '_', name).strip('_')}.png"
         (folder / picture).write_bytes(figure_png(segment_histogram_figure({"lengths": lengths})))
         parts.append(f"![Tokens per segment, {name}]({picture})")
     return parts

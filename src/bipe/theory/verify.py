@@ -73,7 +73,7 @@ def verify(
 
 
 def mismatches(binfa: BiNFA, two: CompiledAutomaton, one: CompiledAutomaton, word: Sequence[Symbol]) -> int:
-    """After how many symbols a model of two levels, and one of one level, tells other states than the automaton."""
+    """After how many symbols the models of two levels and of one tell other states than the automaton."""
     expected, levels = binfa.run(word), two.run(word)
     wrong = (expected.outer != levels.outer).any(axis=1) | (expected.inner != levels.inner).any(axis=1)
     flat = one.run(word).inner != binfa.flattened().run(word)

@@ -1,5 +1,6 @@
 """Context extension of a checkpoint, with training on longer text after it."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,11 @@ def extend(
     source, out = Path(source), Path(out).resolve()
     if settings is None and not overrides:
         return extend_checkpoint(source, out, method, factor, original=original, parameters=parameters), None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "Extending and training in one go is for one process: extend without training, then give the "
+            "result to torchrun ... bipe train as --start."
+        )
     start = out.with_name(f"{out.name}.start")
     extension = read_extension(source, method, factor, original=original, parameters=parameters)
     length = round(factor * read_source(source).config.max_position_embeddings)

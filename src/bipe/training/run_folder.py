@@ -55,7 +55,10 @@ def claim(run: Path, identity: Identity, resume: bool) -> bool:
         run.mkdir(parents=True, exist_ok=True)
         write_marker(run, identity, steps_done=0, finished=False)
         return False
-    _refuse_difference(run, marker["identity"], identity, resume)
+    # Settings that are newer than the run were what they are by default.
+    defaults = TrainingSettings(steps=1).model_dump(mode="json", exclude=set(BOOKKEEPING))
+    settings = {**defaults, **marker["identity"].get("settings", {})}
+    _refuse_difference(run, {**marker["identity"], "settings": settings}, identity, resume)
     return bool(marker["finished"])
 
 
