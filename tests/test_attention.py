@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from bipe import SCHEMES, BipeForCausalLM
 from bipe.attention import ATTENTIONS, Visible
 from bipe.encodings.inter import INTER_ENCODINGS, Relation
-from bipe.encodings.inter.base import Bias
+from bipe.encodings.inter.base import Bias, Scorer
 
 ModelMaker = Callable[..., BipeForCausalLM]
 FAST = sorted(set(ATTENTIONS) - {"eager", "flex"})  # flex has tests of its own
@@ -124,8 +124,8 @@ class TableBias(Bias):
     def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
         return self.table[:, heads, rows, columns].clone()
 
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score + self.table[batch, head, query, key]
+    def scorer(self, targets: int, sources: int) -> Scorer:
+        return lambda score, batch, head, query, key: score + self.table[batch, head, query, key]
 
 
 def naive_attention(

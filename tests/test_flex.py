@@ -1,12 +1,28 @@
-"""FlexAttention against the oracle, in a process of its own: uncompiled it can end the interpreter on a CPU."""
+"""FlexAttention against the oracle: compiled in a process of its own, which it can end on a CPU."""
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.kernel.flex import flex_attention as lowering
+from torch.fx import GraphModule
+from torch.nn.attention.flex_attention import flex_attention as kernel
 
-from bipe import BipeForCausalLM
+from bipe import SCHEMES, BipeForCausalLM
+from bipe.encodings.inter import INTER_ENCODINGS
+
+ModelMaker = Callable[..., BipeForCausalLM]
+ACCEPTED = sorted(
+    name for name, scheme in SCHEMES.items() if not INTER_ENCODINGS[scheme.inter["type"]].reads_content
+)
 
 FORWARD = """
 import torch
@@ -48,13 +64,115 @@ def test_flex_matches_eager() -> None:
         assert float(line.split()[-1]) < 1e-4, line
 
 
-def test_flex_on_a_cpu_has_no_backward(make_model) -> None:
-    model: BipeForCausalLM = make_model("bipe-alibi", attn_implementation="flex")
+LEARNED_LEVELS = {"inter": {"type": "alibi_levels", "learned": True}}
+EVERY = pytest.mark.parametrize(
+    ("scheme", "fields"),
+    [(name, {}) for name in ACCEPTED] + [("bipe3-alibi", LEARNED_LEVELS)],
+    ids=[*ACCEPTED, "learned levels"],
+)
+QUIET = pytest.mark.filterwarnings("ignore")  # torch warns of what it does itself
+
+Compiler = Callable[[GraphModule, Any], Callable[..., Any]]
+
+
+@pytest.fixture
+def compile_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let a CPU have FlexAttention's backward pass, with compilers of a test's own."""
+
+    def change(forward: Compiler, backward: Compiler, decompositions: Any = None) -> None:
+        backend = aot_autograd(fw_compiler=forward, bw_compiler=backward, decompositions=decompositions)
+        compiled = torch.compile(kernel, backend=backend, dynamic=False)
+        monkeypatch.setattr("bipe.attention.flex.compiled", lambda: compiled)
+
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    monkeypatch.setattr("bipe.attention.flex.refuse_unsupported", lambda *arguments: None)
+    torch.compiler.reset()
+    return change
+
+
+def as_it_is(graph: GraphModule, inputs: Any) -> Callable[..., Any]:
+    return make_boxed_func(graph)
+
+
+def logits_and_gradients(model: BipeForCausalLM) -> tuple[Tensor, dict[str, Tensor]]:
+    ids = torch.randint(12, (2, 50), generator=torch.Generator().manual_seed(0))
+    mask, documents = torch.ones_like(ids), torch.zeros_like(ids)
+    mask[0, :10] = 0
+    documents[1, 30:] = 1
+    logits = cast("Tensor", model(ids, attention_mask=mask, document_ids=documents).logits)[mask.bool()]
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
+    (logits * weights).sum().backward()
+    named = cast("Any", model).named_parameters()
+    return logits.detach(), {name: part.grad for name, part in named if part.grad is not None}
+
+
+@pytest.mark.slow
+@QUIET
+@EVERY
+def test_gradients_are_those_of_eager(
+    make_model: ModelMaker, compile_with: Callable[..., None], scheme: str, fields: dict[str, Any]
+) -> None:
+    compiled = []
+
+    def backward(graph: GraphModule, inputs: Any) -> Callable[..., Any]:
+        compiled.append(graph)
+        return make_boxed_func(graph)
+
+    compile_with(as_it_is, backward)
+    fast, slow = (
+        logits_and_gradients(make_model(scheme, attn_implementation=attention, **fields))
+        for attention in ("flex", "eager")
+    )
+    assert len(compiled) == 1, "once for both layers"
+    torch.testing.assert_close(fast[0], slow[0], rtol=1e-4, atol=1e-4)
+    assert fast[1].keys() == slow[1].keys()
+    for name, gradient in slow[1].items():
+        assert (fast[1][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+
+
+class LoweredError(Exception):
+    """The compiler has come to the kernel itself, which there is none of for a CPU."""
+
+
+@pytest.mark.slow
+@QUIET
+@EVERY
+def test_the_backward_pass_can_be_lowered(
+    make_model: ModelMaker,
+    compile_with: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    fields: dict[str, Any],
+) -> None:
+    """By the code that lowers it for a GPU, up to the kernel."""
+    added_up: list[int] = []
+    outputs = lowering.process_joint_outputs
+
+    def stop(*arguments: Any) -> None:
+        added_up.append(len(outputs(*arguments).captured_grads_compute))
+        raise LoweredError
+
+    def nothing(graph: GraphModule, inputs: Any) -> Callable[..., Any]:
+        outputs = [node.meta["val"] for node in graph.graph.output_node().args[0]]
+        return make_boxed_func(
+            lambda *given: [torch.empty_strided(out.shape, out.stride(), dtype=out.dtype) for out in outputs]
+        )
+
+    monkeypatch.setattr(lowering, "process_joint_outputs", stop)
+    compile_with(nothing, compile_fx_inner, select_decomp_table())
+    model = make_model(scheme, attn_implementation="flex", **fields)
+    with pytest.raises(Exception, match="LoweredError"):
+        logits_and_gradients(model)
+    assert bool(list(model.model.inter.parameters())) == (added_up[0] > 0)
+
+
+def test_flex_on_a_cpu_has_no_backward(make_model: ModelMaker) -> None:
+    model = make_model("bipe-alibi", attn_implementation="flex")
     with pytest.raises(ValueError, match="no backward pass on a CPU"):
         model(torch.tensor([[1, 2, 3]]))
 
 
-def test_flex_has_no_dropout(make_model) -> None:
+def test_flex_has_no_dropout(make_model: ModelMaker) -> None:
     model = make_model("bipe-rope", attn_implementation="flex", attention_dropout=0.1).train()
     with pytest.raises(ValueError, match="no dropout"):
         model(torch.tensor([[1, 2, 3]]))

@@ -1,7 +1,6 @@
 """Attention through torch's FlexAttention, whose compiled kernel makes bias and mask as it goes.
 
-Written for CUDA and not run on a GPU by this project. On a CPU torch has the forward pass alone, and only
-compiled; that is tested against the oracle.
+It is meant for CUDA. On a CPU torch has the forward pass alone, and only compiled.
 """
 
 from functools import lru_cache
@@ -46,19 +45,18 @@ def flex_attention(
     Raises:
         ValueError: dropout, or gradients on a CPU, neither of which FlexAttention has.
     """
-    if dropout:
-        raise ValueError(
-            "FlexAttention has no dropout: set attention_dropout to 0 or use another implementation."
-        )
-    differentiated = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
-    if query.device.type == "cpu" and differentiated:
-        raise ValueError("FlexAttention has no backward pass on a CPU: use attn_implementation='sdpa'.")
+    refuse_unsupported(query, key, value, dropout)
     targets = query.shape[2]
-    mixed = _compiled()(
-        _rounded(query),
-        _rounded(key),
-        _rounded(value),
-        score_mod=None if relation.bias is None else relation.bias.score,
+    query, key, value = _rounded(query), _rounded(key), _rounded(value)
+    score = None
+    if relation.bias is not None:
+        with torch.autocast(query.device.type, enabled=False):
+            score = relation.bias.scorer(query.shape[2], key.shape[2])
+    mixed = compiled()(
+        query,
+        key,
+        value,
+        score_mod=score,
         block_mask=attention_mask.block_mask,
         scale=scaling,
         enable_gqa=cast("int", module.num_key_value_groups) > 1,
@@ -66,12 +64,24 @@ def flex_attention(
     return cast("Tensor", mixed)[:, :, :targets].transpose(1, 2).contiguous(), None
 
 
+def refuse_unsupported(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
+    """Raise a ValueError for what FlexAttention cannot do."""
+    if dropout:
+        raise ValueError(
+            "FlexAttention has no dropout: set attention_dropout to 0 or use another implementation."
+        )
+    differentiated = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
+    if query.device.type == "cpu" and differentiated:
+        raise ValueError("FlexAttention has no backward pass on a CPU: use attn_implementation='sdpa'.")
+
+
 @lru_cache(maxsize=1)
-def _compiled() -> Any:
+def compiled() -> Any:
     """The kernel, compiled once a process."""
     return torch.compile(kernel, dynamic=False)
 
 
 def _rounded(tensor: Tensor) -> Tensor:
     """`(B, H, n, K)` with zeros appended up to a multiple of `ROUND`, which no real query sees."""
-    return pad(tensor, (0, 0, 0, -tensor.shape[2] % ROUND))
+    missing = -tensor.shape[2] % ROUND
+    return pad(tensor, (0, 0, 0, missing)) if missing else tensor  # nothing added would be a copy

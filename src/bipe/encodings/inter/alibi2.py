@@ -10,7 +10,7 @@ from bipe.positions import Positions
 from bipe.registry import check_number
 
 from .alibi import Alibi, Slopes, alibi_slopes
-from .base import DecayingBias, Relation, rows_agree
+from .base import DecayingBias, Relation, Scorer, reader, rows_agree
 
 
 class TwoLevelBias(DecayingBias):
@@ -32,14 +32,19 @@ class TwoLevelBias(DecayingBias):
         slopes, inside = (-part.values()[heads, None, None] for part in (self.slopes, self.inside))
         return torch.addcmul(slopes * segments[:, None].float(), inside, tokens[:, None].float())
 
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        row = batch.clamp(max=len(self.key_index) - 1)
-        query = query.clamp(max=self.query_index.shape[1] - 1)
-        key = key.clamp(max=self.key_index.shape[1] - 1)
-        segments = self.query_index[row, query] - self.key_index[row, key]
-        tokens = self.query_offset[row, query] - self.key_offset[row, key] * (segments == 0)
-        slope, inside = self.slopes.values()[head], self.inside.values()[head]
-        return score - slope * segments.float() - inside * tokens.float()
+    def scorer(self, targets: int, sources: int) -> Scorer:
+        slopes, inside = self.slopes.values(), self.inside.values()
+        queries = [reader(index, targets) for index in (self.query_index, self.query_offset)]
+        keys = [reader(index, sources) for index in (self.key_index, self.key_offset)]
+
+        def score(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            index, offset = (at(batch, query) for at in queries)
+            key_index, key_offset = (at(batch, key) for at in keys)
+            segments = index - key_index
+            tokens = offset - key_offset * (segments == 0)
+            return score - slopes[head] * segments.float() - inside[head] * tokens.float()
+
+        return score
 
     def reach(self, nats: float | Tensor) -> Tensor:
         return self.slopes.reach(nats)

@@ -10,7 +10,7 @@ from bipe.positions import Positions
 from bipe.registry import check_number
 
 from .alibi import Alibi, AlibiBias, Slopes, alibi_slopes
-from .base import DecayingBias, Relation
+from .base import DecayingBias, Relation, Scorer
 from .rope_levels import indices_of, levels_in
 
 
@@ -25,9 +25,14 @@ class LevelBias(DecayingBias):
         first, *others = (level.block(rows, columns, heads) for level in self.levels)
         return sum(others, first)
 
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        for level in self.levels:
-            score = level.score(score, batch, head, query, key)
+    def scorer(self, targets: int, sources: int) -> Scorer:
+        scorers = [level.scorer(targets, sources) for level in self.levels]
+
+        def score(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            for add in scorers:
+                score = add(score, batch, head, query, key)
+            return score
+
         return score
 
     def reach(self, nats: float | Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What an encoding between segments is, and what it hands to attention."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,12 @@ Rotation = tuple[Tensor, Tensor]
 
 INDICES = ("segment", "token")
 """What a relative encoding may count."""
+
+Scorer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Adds a bias to one logit: of the logit and of the numbers of its row, head, query and key, `()` each."""
+
+Curve = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""One number of a bias: of a distance, the query's index and the number of the head, `()` each."""
 
 
 class Bias(ABC):
@@ -41,11 +48,18 @@ class Bias(ABC):
         """
 
     @abstractmethod
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """One logit with the bias added: FlexAttention's `score_mod`, for indices that are each a number.
+    def scorer(self, targets: int, sources: int) -> Scorer:
+        """FlexAttention's `score_mod`, a function that adds the bias to one logit.
 
-        Queries and keys beyond the last, by which FlexAttention rounds lengths up, are asked for too; what is
-        returned for them counts for nothing.
+        The compiler that differentiates it has limits. All that is made of parameters is made here; the
+        function reads numbers of tensors, at places that it is asked about or has calculated, and calculates
+        with them. A tensor that gradients are wanted of has a dimension at least, is read in one place, and
+        is no view of another, whose gradient FlexAttention drops without a word.
+
+        Args:
+            targets: queries that it will be asked about, T rounded up; what it returns for those beyond the
+                last counts for nothing.
+            sources: keys that it will be asked about, S rounded up.
         """
 
     def between(self, content: "Content", rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
@@ -82,7 +96,7 @@ class ContentBias(Bias):
     def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
         raise TypeError("This bias depends on queries and keys: ask for `between`.")
 
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def scorer(self, targets: int, sources: int) -> Scorer:
         raise ValueError(
             "FlexAttention's score function sees no queries and keys, which this encoding reads: use "
             "attn_implementation='sdpa'."
@@ -150,13 +164,19 @@ class DistanceBias(Bias):
         """How far keys lie before queries, `(B or 1, t, s)` int64; 0 for those that lie behind."""
         return (query[..., None] - key[:, None]).clamp(min=0)
 
-    def distance(self, batch: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """As `distances`, for `score`, of one query and one key."""
-        return (self._at(self.query_index, batch, query) - self._at(self.key_index, batch, key)).clamp(min=0)
+    @abstractmethod
+    def curve(self) -> Curve:
+        """The bias as a function of one distance; what `scorer` says of its function holds for this one."""
 
-    @staticmethod
-    def _at(index: Tensor, batch: Tensor, column: Tensor) -> Tensor:
-        return index[batch.clamp(max=index.shape[0] - 1), column.clamp(max=index.shape[1] - 1)]
+    def scorer(self, targets: int, sources: int) -> Scorer:
+        curve = self.curve()
+        query_at, key_at = reader(self.query_index, targets), reader(self.key_index, sources)
+
+        def score(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            index = query_at(batch, query)
+            return score + curve((index - key_at(batch, key)).clamp(min=0), index, head)
+
+        return score
 
 
 class CurveBias(DistanceBias):
@@ -174,10 +194,31 @@ class CurveBias(DistanceBias):
         numbers = (number[heads, None, None] for number in self.numbers())
         return self.at(self.distances(query, key)[:, None].float(), query[:, None, :, None], *numbers)
 
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        numbers = (number[head] for number in self.numbers())
-        distance = self.distance(batch, query, key).float()
-        return score + self.at(distance, self._at(self.query_index, batch, query), *numbers)
+    def curve(self) -> Curve:
+        numbers = [number.clone() for number in self.numbers()]
+        return lambda distance, query, head: self.at(
+            distance.float(), query, *(number[head] for number in numbers)
+        )
+
+
+def reader(index: Tensor, columns: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """For a scorer: the number of `(B or 1, n)` in a row of the batch and a column below `columns`.
+
+    Beyond the last column there are zeros.
+    """
+    index = nn.functional.pad(index, (0, columns - index.shape[1]))
+    return lambda batch, column: index[batch.clamp(max=len(index) - 1), column]
+
+
+def count_reached(bounds: Tensor, number: Tensor) -> Tensor:
+    """For a scorer: how many of the bounds `(n,)` are at most one number, int64."""
+    # A bisection would repeat itself in the compiler, exponentially.
+    none = torch.zeros_like(number, dtype=torch.int64)
+    count = none
+    for place in range(len(bounds)):
+        # Torch 2.13 cannot lower the backward pass of what reads at a place that is no tensor.
+        count = count + (bounds[none + place] <= number)
+    return count
 
 
 def rows_agree(index: Tensor) -> bool:

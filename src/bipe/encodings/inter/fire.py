@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from bipe.registry import check_number
 
-from .base import DistanceBias, IndexEncoding, Relation
+from .base import Curve, DistanceBias, IndexEncoding, Relation, count_reached
 
 WIDTH = 32  # hidden units of the network
 
@@ -31,23 +31,41 @@ class FireBias(DistanceBias):
         self.hidden, self.out, self.logarithms = hidden, out, logarithms
         self.differentiable = (hidden, out, logarithms)
 
-    def _ratio(self, distance: Tensor, query: Tensor) -> Tensor:
-        slope, threshold = self.logarithms.float().exp()
-        scale = torch.log1p(slope * torch.maximum(query.float(), threshold))
-        return torch.log1p(slope * distance.float()) / scale
-
     def of_indices(self, query: Tensor, key: Tensor, heads: slice) -> Tensor:
         weight, bias = self.hidden.float()[..., None]
-        ratio = self._ratio(self.distances(query, key), query[..., None])
+        ratio = _ratio(self.distances(query, key), query[..., None], *self.logarithms.float().exp())
         units = torch.relu_(torch.addcmul(bias, weight, ratio.flatten()))
         return (self.out[heads].float() @ units).view(-1, *ratio.shape).transpose(0, 1)
 
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        ratio = self._ratio(self.distance(batch, query, key), self._at(self.query_index, batch, query))
+    def curve(self) -> Curve:
+        c, threshold = (number.repeat(len(self.out)) for number in self.logarithms.float().exp())
+        bounds, slopes, starts = self.lines()
+
+        def at(distance: Tensor, query: Tensor, head: Tensor) -> Tensor:
+            ratio = _ratio(distance, query, c[head], threshold[head])
+            piece = count_reached(bounds, ratio)
+            return slopes[head, piece] * ratio + starts[head, piece]
+
+        return at
+
+    def lines(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The network as the pieces of straight lines that it is: between two bounds the same units are on.
+
+        Returns:
+            The bounds `(WIDTH,)`, ascending, and each piece's slope and value at 0, `(H, WIDTH + 1)`.
+        """
         weight, bias = self.hidden.float()
-        for unit in range(WIDTH):  # a score function is made of single numbers
-            score = score + self.out[head, unit].float() * torch.relu(ratio * weight[unit] + bias[unit])
-        return score
+        bounds, order = torch.where(weight == 0, torch.inf, -bias / weight).detach().sort()
+        piece = torch.arange(WIDTH + 1, device=bounds.device)[:, None]
+        beyond = piece > order.argsort()  # each unit's bound has been reached
+        on = torch.where(weight == 0, bias > 0, beyond == (weight > 0))
+        slopes, starts = (self.out.float() @ (part * on).T for part in (weight, bias))
+        return bounds, slopes, starts
+
+
+def _ratio(distance: Tensor, query: Tensor, c: Tensor, threshold: Tensor) -> Tensor:
+    scale = torch.log1p(c * torch.maximum(query.float(), threshold))
+    return torch.log1p(c * distance.float()) / scale
 
 
 class Fire(IndexEncoding):

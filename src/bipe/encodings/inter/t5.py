@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from bipe.registry import check_number
 
-from .base import DistanceBias, IndexEncoding, Relation
+from .base import Curve, DistanceBias, IndexEncoding, Relation, count_reached
 
 
 class T5Bias(DistanceBias):
@@ -23,12 +23,9 @@ class T5Bias(DistanceBias):
         values = self.table.float().T[heads].contiguous().index_select(1, buckets.flatten())
         return values.view(-1, *buckets.shape).transpose(0, 1)
 
-    def score(self, score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        distance = self.distance(batch, query, key)
-        bucket = torch.zeros_like(distance)
-        for index in range(len(self.bounds)):  # a score function is made of single numbers
-            bucket = bucket + (distance >= self.bounds[index])
-        return score + self.table[bucket, head].float()
+    def curve(self) -> Curve:
+        table = self.table.float()
+        return lambda distance, query, head: table[count_reached(self.bounds, distance), head]
 
 
 class T5(IndexEncoding):
