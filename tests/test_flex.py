@@ -15,6 +15,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.kernel.flex import flex_attention as lowering
 from torch.fx import GraphModule
 from torch.nn.attention.flex_attention import flex_attention as kernel
+from transformers import DynamicCache
 
 from bipe import SCHEMES, BipeForCausalLM
 from bipe.encodings.inter import INTER_ENCODINGS
@@ -128,6 +129,28 @@ def test_gradients_are_those_of_eager(
     assert fast[1].keys() == slow[1].keys()
     for name, gradient in slow[1].items():
         assert (fast[1][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+
+
+@QUIET
+@pytest.mark.parametrize("scheme", ["bipe-alibi", "bipe-kerple", "bipe-fire", "bipe-rope"])
+@torch.no_grad()
+def test_lengths_that_round_up_to_the_same_are_compiled_once(
+    make_model: ModelMaker, compile_with: Callable[..., None], scheme: str
+) -> None:
+    compiled = []
+
+    def forward(graph: GraphModule, inputs: Any) -> Callable[..., Any]:
+        compiled.append(graph)
+        return make_boxed_func(graph)
+
+    compile_with(forward, as_it_is)
+    model = make_model(scheme, attn_implementation="flex")
+    ids = torch.randint(12, (1, 60), generator=torch.Generator().manual_seed(0))
+    whole, cache, parts = model(ids).logits, DynamicCache(config=model.config), []
+    for part in ids.split([50, 1, 1, 8], dim=1):
+        parts.append(model(part, past_key_values=cache).logits)
+    assert len(compiled) == 1
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
 
 
 class LoweredError(Exception):

@@ -57,7 +57,7 @@ def flex_attention(
         key,
         value,
         score_mod=score,
-        block_mask=attention_mask.block_mask,
+        block_mask=attention_mask.block_mask(),
         scale=scaling,
         enable_gqa=cast("int", module.num_key_value_groups) > 1,
     )

@@ -1,10 +1,11 @@
 """Which keys a query may see."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad
 
 ROUND = 128
@@ -37,6 +38,8 @@ class Visible:
     real: Tensor | None = None
     device: torch.device | None = None
     _dense: Tensor | None = field(default=None, init=False, repr=False)
+    _blocks: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+    _seen: Callable[..., Tensor] | None = field(default=None, init=False, repr=False)
     _block_mask: BlockMask | None = field(default=None, init=False, repr=False)
 
     @property
@@ -96,27 +99,99 @@ class Visible:
         return self._dense
 
     @property
-    def block_mask(self) -> BlockMask:
-        """FlexAttention's form of it, for T and S rounded up to multiples of `ROUND`; made once."""
-        if self._block_mask is None:
-            self._block_mask = self._make_block_mask()
-        return self._block_mask
+    def blocks(self) -> tuple[Tensor, Tensor]:
+        """Which blocks of queries and keys may hold a pair that is seen, and which of them hold no other.
 
-    def _make_block_mask(self) -> BlockMask:
-        targets, sources = (length + -length % ROUND for length in (self.targets, self.sources))
+        Both are `(B or 1, 1, T / ROUND, S / ROUND)` bool for lengths rounded up, and made once. What is not
+        in the first holds no pair that is seen. Queries beyond the last count for nothing.
+        """
+        if self._blocks is None:
+            self._blocks = self._make_blocks()
+        return self._blocks
+
+    def _make_blocks(self) -> tuple[Tensor, Tensor]:
+        own = self.columns_of(slice(0, self.targets))
+        first_query = torch.arange(own.start, own.stop, ROUND, device=self.device)[:, None]
+        last_query = (first_query + ROUND - 1).clamp(max=own.stop - 1)
+        first_key = torch.arange(0, self.sources, ROUND, device=self.device)
+        some = (first_key <= last_query)[None, None]
+        every = (first_key + ROUND - 1 <= first_query)[None, None]
+        if self.documents is not None:
+            first, last = (part[:, None, :, None] for part in extremes(self.documents[:, own]))
+            lowest, highest = (part[:, None, None] for part in extremes(self.documents))
+            some = some & (lowest <= last) & (first <= highest)
+            every = every & (lowest == last) & (first == highest)
+        if self.real is not None:
+            real = pad(self.real, (0, -self.sources % ROUND)).unflatten(1, (-1, ROUND))
+            some, every = some & real.any(-1)[:, None, None], every & real.all(-1)[:, None, None]
+        return some, every
+
+    @property
+    def seen(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """FlexAttention's `mask_mod`: whether a key is seen, of the numbers of row, head, query and key.
+
+        They are below lengths rounded up. It holds no length as a number, so that it is compiled once for all
+        that round up to the same. It is made once.
+        """
+        if self._seen is None:
+            self._seen = self._make_seen()
+        return self._seen
+
+    def _make_seen(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        columns = self.sources + -self.sources % ROUND + ROUND
+        past = torch.full((), self.past, device=self.device)
         documents, real = (
-            None if given is None else pad(given, (0, self.past + targets + sources - given.shape[1]))
+            None if given is None else pad(given, (0, columns - given.shape[1]))
             for given in (self.documents, self.real)
         )
 
         def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            column = query + self.past
-            visible = (key <= column) & (key < self.sources)
+            column = query + past
+            visible = key <= column
             if documents is not None:
                 visible = visible & (documents[batch, column] == documents[batch, key])
             return visible if real is None else visible & real[batch, key]
 
-        rows = max([len(given) for given in (documents, real) if given is not None], default=None)
-        return create_block_mask(
-            seen, rows, None, targets, sources, device=str(self.device or "cpu"), BLOCK_SIZE=ROUND
+        return seen
+
+    def block_mask(self, near: Tensor | None = None) -> BlockMask:
+        """FlexAttention's form of it, for lengths rounded up to multiples of `ROUND`.
+
+        Args:
+            near: which blocks may be looked at, `(B or 1, H or 1, T / ROUND, S / ROUND)` bool; None for all,
+                whose mask is made once.
+        """
+        if near is not None:
+            return self._make_block_mask(self.blocks[0] & near)
+        if self._block_mask is None:
+            self._block_mask = self._make_block_mask(self.blocks[0])
+        return self._block_mask
+
+    def _make_block_mask(self, some: Tensor) -> BlockMask:
+        targets, sources = (ROUND * blocks for blocks in some.shape[2:])
+        parts = some & ~self.blocks[1], some & self.blocks[1]
+        # The second half is what `from_kv_blocks` would make of the first, at several times the cost.
+        return BlockMask(
+            (targets, sources),
+            *(part for blocks in parts for part in in_order(blocks)),
+            *(part for blocks in parts for part in in_order(blocks.mT)),
+            BLOCK_SIZE=(ROUND, ROUND),
+            mask_mod=self.seen,
         )
+
+
+def extremes(documents: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest of each `ROUND` columns of `(B, n)`, `(B, n / ROUND)` rounded up."""
+    missing = documents[:, -1:].expand(-1, -documents.shape[1] % ROUND)
+    lowest, highest = torch.cat([documents, missing], dim=1).unflatten(1, (-1, ROUND)).aminmax(dim=-1)
+    return lowest, highest
+
+
+def in_order(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks each row takes, `(B, H, n)`, and which, before those it does not, `(B, H, n, m)`.
+
+    Both are int32 and contiguous, which torch's kernels take for granted.
+    """
+    blocks = blocks.to(torch.int32).contiguous()
+    order = blocks.argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(dim=-1, dtype=torch.int32), order.to(torch.int32)
