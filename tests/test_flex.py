@@ -28,26 +28,46 @@ ACCEPTED = sorted(
 FORWARD = """
 import torch
 from bipe import BipeConfig, BipeForCausalLM
+from bipe.attention.visible import Visible
 
+looked_at, make = [], Visible.block_mask
+
+
+def counted(visible, near=None):
+    mask, every = make(visible, near), make(visible)
+    heads = mask.shape[1] / every.shape[1]
+    some, all = (int((part.kv_num_blocks + part.full_kv_num_blocks).sum()) for part in (mask, every))
+    looked_at.append(some / (heads * all * mask.shape[0] / every.shape[0]))
+    return mask
+
+
+Visible.block_mask = counted
 fields = dict(vocab_size=12, hidden_size=64, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
     num_key_value_heads=2, initializer_range=0.3, end_token_ids=[1, 4, 7], max_offset=16)
-draw = torch.Generator().manual_seed(0)
-ids = torch.randint(12, (2, 150), generator=draw)
-padding = torch.ones_like(ids)
-padding[0, :20] = 0
-documents = (torch.arange(150) > 90).long().expand(2, -1)
-batches = {"bipe-alibi": {"attention_mask": padding, "document_ids": documents}, "bipe-rope": {}, "bipe-t5": {},
-    "bipe-fire": {}}
-for scheme, batch in batches.items():
-    models = []
+
+
+def batch_of(tokens, packed):
+    draw = torch.Generator().manual_seed(0)
+    batch = {"input_ids": torch.randint(12, (2, tokens), generator=draw)}
+    if packed:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch["attention_mask"][0, : tokens // 7] = 0
+        batch["document_ids"] = (torch.arange(tokens) > tokens // 2).long().expand(2, -1)
+    return batch
+
+
+for scheme, tokens, packed in [("bipe-alibi", 150, True), ("bipe-rope", 150, False), ("bipe-t5", 150, False),
+        ("bipe-fire", 150, False), ("bipe-alibi", 1200, False), ("bipe-alibi", 1200, True)]:
+    models, batch = [], batch_of(tokens, packed)
     for attention in ("flex", "eager"):
         torch.manual_seed(1)
         config = BipeConfig.from_scheme(scheme, attn_implementation=attention, **fields)
         models.append(BipeForCausalLM(config).eval())
-    real = batch.get("attention_mask", torch.ones_like(ids)).bool()
+    real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+    looked_at.clear()
     with torch.inference_mode():
-        fast, slow = (model(ids, **batch).logits[real] for model in models)
-    print(scheme, float((fast - slow).abs().max()))
+        fast, slow = (model(**batch).logits[real] for model in models)
+    print(scheme, tokens, packed, looked_at[0], float((fast - slow).abs().max()))
 """
 
 
@@ -59,10 +79,14 @@ def test_flex_matches_eager() -> None:
     if "BackendCompilerFailed" in done.stderr or "InductorError" in done.stderr or done.returncode < 0:
         pytest.skip(f"FlexAttention does not run here: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 4
-    for line in lines:
-        assert float(line.split()[-1]) < 1e-4, line
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 6
+    for scheme, tokens, _, looked_at, difference in lines:
+        assert float(difference) < 1e-4, scheme
+        if int(tokens) > 150:
+            assert float(looked_at) < 0.8, "blocks are left out"
+        else:
+            assert float(looked_at) == 1
 
 
 LEARNED_LEVELS = {"inter": {"type": "alibi_levels", "learned": True}}

@@ -13,7 +13,7 @@ from torch import Tensor
 from bipe import bilevel_positions
 from bipe.attention import ATTENTIONS, Visible
 from bipe.attention.blocks import Block, _for_kernel, attend_in_blocks
-from bipe.attention.segment_local import local_blocks
+from bipe.attention.segment_local import local_blocks, near_blocks
 from bipe.encodings.inter import Relation
 from bipe.encodings.inter.alibi import AlibiBias
 
@@ -149,6 +149,51 @@ def test_what_is_left_out_weighs_next_to_nothing_in_rows_and_columns(case: Case,
         block.of_queries(weights)[..., block.columns] = 0
     assert weights.sum(dim=-1).max() <= LEFT_OUT
     assert weights.sum(dim=-2).max() <= LEFT_OUT
+
+
+def near_pairs(case: Case, side: int) -> Tensor:
+    """`(B, H, T, S)` bool, the pairs in blocks that are looked at."""
+    near = near_blocks(case.query, case.key, case.bias, case.visible, case.scaling, side)
+    assert near.shape == (2, case.query.shape[1], *(-(-n // side) for n in case.seen.shape[1:]))
+    pairs = near.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+    return pairs[:, :, : case.seen.shape[1], : case.seen.shape[2]]
+
+
+@settings(max_examples=100)
+@given(case=cases(), side=st.sampled_from([4, 16, 64]), falls=st.booleans())
+def test_square_blocks_leave_out_what_weighs_next_to_nothing(case: Case, side: int, falls: bool) -> None:
+    if falls:
+        draw = torch.Generator().manual_seed(side)
+        index = case.bias.key_index + torch.randint(-3, 4, case.bias.key_index.shape, generator=draw)
+        case.bias = AlibiBias(case.bias.slopes, index[:, case.visible.past :], index)
+    weights = case.full()[4] * (case.direction.abs().sum(-1, keepdim=True) > 0)
+    weights = weights.masked_fill(near_pairs(case, side), 0)
+    assert weights.sum(dim=-1).max() <= LEFT_OUT
+    assert weights.sum(dim=-2).max() <= LEFT_OUT
+
+
+def test_square_blocks_of_steep_heads_grow_with_the_text() -> None:
+    pairs = {}
+    for count in (100, 200):
+        case = make_case([8] * count, [0.0, 0.5, 48.0])
+        pairs[count] = (near_pairs(case, 16) & case.seen[:, None]).sum(dim=(0, 2, 3)).tolist()
+    assert pairs[200][0] == 1600 * 1601
+    assert pairs[200][1] <= 2.8 * pairs[100][1]
+    assert pairs[200][2] <= 2.05 * pairs[100][2]
+    assert pairs[200][2] < 0.03 * pairs[200][0]
+
+
+def test_finding_square_blocks_waits_for_no_device() -> None:
+    """A tensor on the device `meta` has no values to wait for."""
+    case = make_case([8] * 100, [0.5, 48.0], documents=[400], pads=130)
+    visible, device = case.visible, torch.device("meta")
+    assert visible.documents is not None
+    assert visible.real is not None
+    index = case.bias.key_index.to(device)
+    bias = AlibiBias(case.bias.slopes.to(device), index, index)
+    visible = Visible(800, 800, 0, visible.documents.to(device), visible.real.to(device), device)
+    near = near_blocks(case.query.to(device), case.key.to(device), bias, visible, case.scaling)
+    assert visible.block_mask(near).kv_indices.shape == (2, 2, 7, 7)
 
 
 def test_a_far_key_with_a_huge_score_is_not_left_out() -> None:

@@ -1,6 +1,7 @@
 """Attention through torch's FlexAttention, whose compiled kernel makes bias and mask as it goes.
 
-It is meant for CUDA. On a CPU torch has the forward pass alone, and only compiled.
+It is meant for CUDA. On a CPU torch has the forward pass alone, and only compiled. Blocks that a decaying
+bias has pushed below rounding are left out, by the rule of `segment_local`.
 """
 
 from functools import lru_cache
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention as kernel
 from torch.nn.functional import pad
+from transformers.models.llama.modeling_llama import repeat_kv
 
-from bipe.encodings.inter.base import Relation
+from bipe.encodings.inter.base import DecayingBias, Relation
 
+from .segment_local import WORTH_FINDING, near_blocks
 from .visible import ROUND, Visible
 
 
@@ -46,22 +49,25 @@ def flex_attention(
         ValueError: dropout, or gradients on a CPU, neither of which FlexAttention has.
     """
     refuse_unsupported(query, key, value, dropout)
-    targets = query.shape[2]
+    bias, visible, groups = relation.bias, attention_mask, cast("int", module.num_key_value_groups)
+    near = None
+    if isinstance(bias, DecayingBias) and visible.targets > 1 and visible.sources >= WORTH_FINDING:
+        near = near_blocks(query, repeat_kv(key, groups), bias, visible, scaling)
     query, key, value = _rounded(query), _rounded(key), _rounded(value)
     score = None
-    if relation.bias is not None:
+    if bias is not None:
         with torch.autocast(query.device.type, enabled=False):
-            score = relation.bias.scorer(query.shape[2], key.shape[2])
+            score = bias.scorer(query.shape[2], key.shape[2])
     mixed = compiled()(
         query,
         key,
         value,
         score_mod=score,
-        block_mask=attention_mask.block_mask(),
+        block_mask=visible.block_mask(near),
         scale=scaling,
-        enable_gqa=cast("int", module.num_key_value_groups) > 1,
+        enable_gqa=groups > 1,
     )
-    return cast("Tensor", mixed)[:, :, :targets].transpose(1, 2).contiguous(), None
+    return cast("Tensor", mixed)[:, :, : visible.targets].transpose(1, 2).contiguous(), None
 
 
 def refuse_unsupported(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:

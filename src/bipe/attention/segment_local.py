@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import repeat_kv
 from bipe.encodings.inter.base import DecayingBias, Relation
 
 from .blocks import Block, all_blocks, attend_dense, attend_in_blocks, in_one_block, rows_at_once
-from .visible import Visible
+from .visible import ROUND, Visible
 
 WEIGHT_LEFT_OUT = 24 * math.log(2)
 """Minus the logarithm of the weight that may be left out, in nats."""
@@ -118,12 +118,15 @@ def local_blocks(
     if visible.sources <= rows or visible.targets == 1:  # nothing to win
         return blocks
     along = places(bias, visible)
-    first_row = along[:, visible.columns_of(slice(0, visible.targets))][:, ::rows]
-    reach = bias.reach(nats_apart(query, key, visible, scaling, rows).transpose(1, 2)).clamp(max=FAR)
-    nearest_left_out = first_row[..., None] - reach.double()  # (B, blocks, H)
+    if (along.diff(dim=-1) < 0).any():
+        raise ValueError(
+            "The index of the keys falls inside a document, so nearer keys cannot be told from farther ones: "
+            "use attn_implementation='sdpa'."
+        )
+    farthest = farthest_place(query, key, bias, visible, scaling, along, rows)
     first_key = torch.searchsorted(
-        along.double().expand(len(nearest_left_out), -1).contiguous(), nearest_left_out.flatten(1)
-    ).view_as(nearest_left_out)
+        along.double().expand(len(farthest), -1).contiguous(), farthest.flatten(1)
+    ).view_as(farthest)
     starts = first_key.amin(dim=0).tolist()
     return [
         Block(block.rows, slice(first, last), slice(start, block.columns.stop))
@@ -132,8 +135,59 @@ def local_blocks(
     ]
 
 
+@torch.no_grad()
+def near_blocks(
+    query: Tensor, key: Tensor, bias: DecayingBias, visible: Visible, scaling: float, side: int = ROUND
+) -> Tensor:
+    """Which blocks of queries and keys hold a key that a query can reach, as `local_blocks` without waiting.
+
+    Args:
+        query: `(B, H, T, K)`.
+        key: `(B, H, S, K)`.
+        bias: which keys are near; their index may fall inside a document.
+        visible: which keys may be seen.
+        scaling: factor of the logits.
+        side: queries and keys of a block.
+
+    Returns:
+        `(B, H, T / side, S / side)` bool, for lengths rounded up.
+    """
+    along = places(bias, visible)
+    farthest = farthest_place(query, key, bias, visible, scaling, along, side).transpose(1, 2)
+    missing = visible.sources + -visible.sources % side - along.shape[1]
+    last = nn.functional.pad(along, (0, missing), value=-(2**62)).unflatten(-1, (-1, side)).amax(dim=-1)
+    return last[:, None, None] >= farthest[..., None]
+
+
+def farthest_place(
+    query: Tensor,
+    key: Tensor,
+    bias: DecayingBias,
+    visible: Visible,
+    scaling: float,
+    along: Tensor,
+    rows: int,
+) -> Tensor:
+    """The place below which keys are out of reach of each query in a block, `(B, blocks, H)` float64.
+
+    Args:
+        query: `(B, H, T, K)`.
+        key: `(B, H, S, K)`.
+        bias: which keys are near.
+        visible: which keys may be seen.
+        scaling: factor of the logits.
+        along: the `places`.
+        rows: queries in a block.
+    """
+    own = along[:, visible.columns_of(slice(0, visible.targets))]
+    own = nn.functional.pad(own, (0, -visible.targets % rows), value=2**62)
+    first = own.unflatten(-1, (-1, rows)).amin(dim=-1)
+    reach = bias.reach(nats_apart(query, key, visible, scaling, rows).transpose(1, 2)).clamp(max=FAR)
+    return first[..., None] - reach.double()
+
+
 def places(bias: DecayingBias, visible: Visible) -> Tensor:
-    """The index of the keys made to ascend over documents too, `(B or 1, S)` int64.
+    """The index of the keys made to ascend over documents too, `(B or 1, n)` int64, up to the last query.
 
     Inside a document its differences are those of the index; documents are further apart than any reach.
     Padding has the place of the token before it.
@@ -147,11 +201,6 @@ def places(bias: DecayingBias, visible: Visible) -> Tensor:
     steps = index.diff(dim=-1)
     if visible.documents is not None:
         steps = steps.masked_fill(visible.documents[:, :stop].diff(dim=-1) != 0, 2 * FAR)
-    if (steps < 0).any():
-        raise ValueError(
-            "The index of the keys falls inside a document, so nearer keys cannot be told from farther ones: "
-            "use attn_implementation='sdpa'."
-        )
     return nn.functional.pad(steps.cumsum(dim=-1), (1, 0))
 
 
