@@ -12,8 +12,11 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from bipe import SCHEMES, BipeForCausalLM, BoundedCache
+from bipe.attention import Visible
+from bipe.attention.segment_local import near_blocks
 from bipe.data.packing import pack
 from bipe.encodings.inter import INTER_ENCODINGS
+from bipe.encodings.inter.alibi import AlibiBias
 from bipe.evaluation.arithmetic import answered_right
 from bipe.evaluation.length_curve import PROTOCOLS, window_losses
 from bipe.models.checkpoint import load_model
@@ -98,20 +101,77 @@ def test_half_precision_is_near_the_exact_logits(
     assert error < (0.03 if dtype == torch.bfloat16 else 0.006), error
 
 
+LEARNED_LEVELS = {"inter": {"type": "alibi_levels", "learned": True}}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", FOR_FLEX)
-def test_flex_matches_eager_in_logits_and_gradients(make_model: ModelMaker, scheme: str) -> None:
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which torch's own tracing reads
+@pytest.mark.parametrize(
+    ("scheme", "fields"),
+    [(name, {}) for name in FOR_FLEX] + [("bipe3-alibi", LEARNED_LEVELS)],
+    ids=[*FOR_FLEX, "learned levels"],
+)
+def test_flex_matches_eager_in_logits_and_gradients(
+    make_model: ModelMaker, scheme: str, fields: dict[str, Any]
+) -> None:
     torch.compiler.reset()
-    batch, fields = batch_of(150), {"hidden_size": 64, "num_hidden_layers": 1}
+    batch, fields = batch_of(150), {"hidden_size": 64, "num_hidden_layers": 1, **fields}
     slow = logits_and_gradients(make_model(scheme, attn_implementation="eager", **fields), batch)
     fast = logits_and_gradients(
         moved(make_model(scheme, attn_implementation="flex", **fields)), on_gpu(batch)
     )
-    # Triton multiplies float32 in tf32.
+    flex_is_near(fast, slow)
+
+
+def flex_is_near(fast: tuple[Tensor, dict[str, Tensor]], slow: tuple[Tensor, dict[str, Tensor]]) -> None:
+    """Triton multiplies float32 in tf32."""
     assert float((fast[0] - slow[0]).norm() / slow[0].norm()) < 5e-3
+    assert fast[1].keys() == slow[1].keys()
     for name, gradient in slow[1].items():
         if float(gradient.norm()) > 1e-3:
             assert float((fast[1][name] - gradient).norm() / gradient.norm()) < 2e-2, name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("scheme", ["bipe-alibi", "bipe-alibi-learned", "bipe-sliding-rope"])
+def test_flex_leaves_out_blocks_of_a_long_text(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    torch.compiler.reset()
+    near: list[Tensor] = []
+
+    def find(*arguments: Any) -> Tensor:
+        near.append(near_blocks(*arguments))
+        return near[-1]
+
+    monkeypatch.setattr("bipe.attention.flex.near_blocks", find)
+    batch, fields = batch_of(1200), {"hidden_size": 64, "num_hidden_layers": 1}
+    slow = logits_and_gradients(make_model(scheme, attn_implementation="eager", **fields), batch)
+    fast = logits_and_gradients(
+        moved(make_model(scheme, attn_implementation="flex", **fields)), on_gpu(batch)
+    )
+    assert near[0].shape == (2, 4, 10, 10)
+    assert float(near[0].tril().sum() / near[0].numel()) < 0.45, "of 0.55 up to the diagonal"
+    flex_is_near(fast, slow)
+
+
+def test_blocks_for_flex_are_found_without_waiting_and_without_a_mask_of_all() -> None:
+    tokens, heads = 32768, 4
+    index = (torch.arange(tokens, device="cuda") // 25)[None]
+    query, key = torch.randn(2, 1, heads, tokens, 16, device="cuda")
+    bias = AlibiBias(torch.tensor([0.5, 1.0, 8.0, 48.0], device="cuda"), index, index)
+    document = torch.arange(tokens, device="cuda")[None] // 9000
+    visible = Visible(tokens, tokens, documents=document, real=document > -1, device=query.device)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        visible.block_mask(near_blocks(query, key, bias, visible, 0.25))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.max_memory_allocated() - before < 64 * 2**20, "a byte for each pair would be 2**30"
 
 
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
