@@ -156,6 +156,22 @@ def test_gradients_are_those_of_eager(
 
 
 @QUIET
+def test_under_autocast_the_kernel_gets_one_dtype(
+    make_model: ModelMaker, compile_with: Callable[..., None]
+) -> None:
+    dtypes: list[torch.dtype] = []
+
+    def forward(graph: GraphModule, inputs: Any) -> Callable[..., Any]:
+        dtypes.extend(part.dtype for part in inputs if part.ndim == 4 and part.dtype.is_floating_point)
+        return make_boxed_func(graph)
+
+    compile_with(forward, as_it_is)
+    with torch.autocast("cpu", torch.bfloat16):
+        make_model("bipe-rope", attn_implementation="flex")(torch.tensor([[1, 2, 3]]), use_cache=False)
+    assert dtypes == [torch.bfloat16] * 3
+
+
+@QUIET
 @pytest.mark.parametrize("scheme", ["bipe-alibi", "bipe-kerple", "bipe-fire", "bipe-rope"])
 @torch.no_grad()
 def test_lengths_that_round_up_to_the_same_are_compiled_once(

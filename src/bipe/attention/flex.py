@@ -50,6 +50,8 @@ def flex_attention(
     """
     refuse_unsupported(query, key, value, dropout)
     bias, visible, groups = relation.bias, attention_mask, cast("int", module.num_key_value_groups)
+    # Under autocast a rotation leaves float32, and the backward pass takes one dtype.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     near = None
     if isinstance(bias, DecayingBias) and visible.targets > 1 and visible.sources >= WORTH_FINDING:
         near = near_blocks(query, repeat_kv(key, groups), bias, visible, scaling)
