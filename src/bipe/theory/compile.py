@@ -475,8 +475,8 @@ class _Compiler:
     def _hop(self, segments: int) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
         """Queries and keys that meet at the end so many segments before, and else at the start.
 
-        The end meant has the logit `R`, R pairs turning, any other end at most `R - 2`, other tokens 0, and the
-        start `R - 1`.
+        The end meant has the logit `R`, R pairs turning, any other end at most `R - 2`, other tokens 0, and
+        the start `R - 1`.
         """
         (one,), (end,), (start,) = (self.slots[name] for name in ("one", "end", "start"))
         query, key = self._head(), self._head()
