@@ -86,8 +86,8 @@ class Maps:
 class Gate(nn.Module):
     """A feed-forward part that computes Boolean functions exactly: two hidden layers of ReLUs.
 
-    A threshold of a sum is two ReLUs, `relu(s (x - t) + 1/2) - relu(s (x - t) - 1/2)`, exactly 0 or 1 wherever
-    `x` is further than `1 / (2 s)` from `t`; thresholds lie halfway between whole numbers.
+    A threshold of a sum is two ReLUs, `relu(s (x - t) + 1/2) - relu(s (x - t) - 1/2)`, exactly 0 or 1
+    wherever `x` is further than `1 / (2 s)` from `t`; thresholds lie halfway between whole numbers.
     """
 
     def __init__(self, first: Maps, second: Maps, third: Maps, width: int) -> None:
@@ -111,17 +111,17 @@ class GateBuilder:
         self.outputs: dict[int, dict[int, float]] = {}
 
     def test(self, weights: dict[int, float] | Iterable[int], threshold: float) -> dict[int, float]:
-        """Whether a weighted sum of channels exceeds a threshold: weights of hidden units that give 0 or 1."""
+        """Whether a weighted sum of channels exceeds a threshold: weights of hidden units giving 0 or 1."""
         return self._pair(self.first, weights, threshold)
 
     def write(self, channel: int, weights: dict[int, float], threshold: float) -> None:
-        """Put into a channel whether a weighted sum of tests exceeds a threshold, in place of what it held."""
+        """Put into a channel whether a weighted sum of tests exceeds a threshold; see `clear`."""
         target = self.outputs.setdefault(channel, {})
         for unit, weight in self._pair(self.second, weights, threshold).items():
             target[unit] = target.get(unit, 0.0) + weight
 
     def clear(self, channel: int) -> None:
-        """Take out what a channel held, which is not negative."""
+        """Take out what a channel held, which is not negative; `write` only adds."""
         kept = self.second.add({self.first.add({channel: 1.0}): 1.0})
         target = self.outputs.setdefault(channel, {})
         target[kept] = target.get(kept, 0.0) - 1.0
@@ -199,7 +199,8 @@ class CompiledAutomaton(nn.Module):
         separators: those of it that end a segment.
         max_offset: tokens that a segment may have.
         max_segments: segments that a word may have, an unfinished one at its end included.
-        frequencies: `(K / 2,)`, of the rotation, as exponents of 2 below pi; -1 for channels that do not turn.
+        pairs: pairs of channels in a head, K / 2.
+        turning: how many of them the rotation turns, pair `i` by `pi / 2^i` a segment.
     """
 
     def __init__(
