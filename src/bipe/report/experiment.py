@@ -32,7 +32,7 @@ def write_experiment(
         path: the file.
         title: its heading.
         claim: what the paper says.
-        comparisons: folders of comparisons that belong to it.
+        comparisons: folders of comparisons that belong to it, beside the file.
         rows: what other commands printed.
         commands: all of them, in order.
     """
@@ -43,10 +43,8 @@ def write_experiment(
         parts += ["## Side by side", markdown_table(side_by_side(measured))]
     for folder in comparisons:
         scores = read_records(folder / "scores.jsonl")
-        inside = (
-            folder.relative_to(path.parent).as_posix() if folder.is_relative_to(path.parent) else str(folder)
-        )
-        parts += [f"## {folder.name}", f"[All rows]({inside}/summary.md) and [charts]({inside}/report.html)."]
+        name = folder.name
+        parts += [f"## {name}", f"[All rows]({name}/summary.md) and [charts]({name}/report.html)."]
         parts += _tables(scores)
     parts += _tables(rows)
     parts += _histograms(rows, path.parent)
