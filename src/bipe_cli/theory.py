@@ -1,5 +1,6 @@
 """`bipe theory`: automata as Transformers, checked and counted."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -50,6 +51,9 @@ def size(
     ] = "2,3,4",
     max_offset: Annotated[int, typer.Option(min=1, help="Tokens in a segment.")] = 16,
     max_segments: Annotated[int, typer.Option(min=1, help="Segments in a word.")] = 16,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the sizes into this file (.png, .svg, .pdf).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Width, depth and parameters of both compilations, counted on built models."""
@@ -61,9 +65,61 @@ def size(
     wanted = numbers("--states", states)
     if not wanted or min(wanted) < 1:
         raise ValueError(f"--states are whole numbers, at least 1; got {states!r}.")
-    for row in sizes(wanted, wanted, max_offset, max_segments):
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--plot is a .png, .svg or .pdf file; got {str(plot)!r}.")
+    rows = sizes(wanted, wanted, max_offset, max_segments)
+    for row in rows:
         line = (
             f"{row['outer_states']} x {row['inner_states']} states, {row['model']}: width {row['width']:,}, "
             f"depth {row['depth']}, hidden {row['hidden_width']:,}, {row['parameters']:,} parameters"
         )
         typer.echo(json.dumps(row) if as_json else line)
+    if plot is not None:
+        from bipe.report.theory import size_figure
+
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        size_figure(rows).savefig(plot, dpi=150)
+
+
+@theory.command()
+def margin(
+    max_offset: Annotated[int, typer.Option(min=1, help="Tokens in a segment.")] = 16,
+    max_segments: Annotated[int, typer.Option(min=1, help="Segments in a word.")] = 16,
+    states: Annotated[int, typer.Option(min=1, help="States of each level.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the words that are tried.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """How sharp attention has to be in a compiled automaton, and how long a word may become.
+
+    The automaton counts a symbol modulo the number of states, in each segment and over all.
+    """
+    import json
+    import random
+    from dataclasses import asdict
+
+    from bipe.theory.binfa import counting
+    from bipe.theory.compile import compile_binfa
+    from bipe.theory.margin import margins, reading_error, smallest_sharpness
+    from bipe.theory.verify import SYMBOLS, random_word
+
+    letter, other, stop = SYMBOLS
+    binfa, draw = counting(states, letter, stop, other), random.Random(seed)
+    model = compile_binfa(binfa, max_offset, max_segments)
+    for row in margins(model):
+        line = (
+            f"layer {row.layer}: margin {row.margin:.6f}, rounding {row.rounding:.1e}, sharpness "
+            f"{row.sharpness:.1f}, needed {row.needed:.1f}, enough for {row.longest:.3g} other keys"
+        )
+        typer.echo(json.dumps(asdict(row)) if as_json else line)
+    words = [random_word(draw, (letter, other), stop, max_offset, max_segments) for _ in range(20)]
+    words.append(model.longest_word())
+    measured = {
+        "words": len(words),
+        "reading_error": max(reading_error(model, word) for word in words),
+        "smallest_sharpness": smallest_sharpness(binfa, model, words),
+    }
+    line = (
+        f"{len(words)} words: read to within {measured['reading_error']:.1e}, exact down to sharpness "
+        f"{measured['smallest_sharpness']:.2f}"
+    )
+    typer.echo(json.dumps(measured) if as_json else line)

