@@ -253,6 +253,23 @@ def _tasks(setup: Setup) -> list[list[Step]]:
     return [lane(name, model) for name, model in models.items()]
 
 
+def _theory(setup: Setup) -> list[list[Step]]:
+    """Models of both kinds and several widths, on automata of several sizes."""
+    widths = (8, 16, 32, 64)
+
+    def step(scheme: str, states: int, width: int, seed: int) -> Step:
+        name = f"{scheme}-{states}-{width}-{seed}"
+        cell = ("--scheme", scheme, "--states", str(states), "--width", str(width), "--seed", str(seed))
+        return Step(
+            *("theory", "learn", *cell, "--out", str(setup.out / name), *setup.settings),
+            rows=setup.out / f"{name}.jsonl",
+            arm=f"{scheme}, {states} states, width {width}",
+        )
+
+    cells = product(range(setup.seeds), (2, 3, 4), ("bipe-rope", "sinusoidal"))
+    return [[step(scheme, states, width, seed) for width in widths] for seed, states, scheme in cells]
+
+
 def _train_all(schemes: Sequence[str], recipe: str = "bipe-rope-151m") -> tuple[str, ...]:
     return tuple(
         f"{EIGHT} train recipes/language_modelling/{recipe}.yaml --scheme {scheme} --data.tokenizer LLAMA "
@@ -380,6 +397,15 @@ EXPERIMENTS: dict[str, Experiment] = {
             "--out runs/answers",
         ),
         hardware=f"{BIG} {STARTED}",
+    ),
+    "theory": Experiment(
+        title="Random two-level automata, learned",
+        takes=("settings",),
+        claim="Absolute positions need a width of the order of (Q1 Q2)^2 for some two-level automata, and "
+        "bilevel ones one of Q1^2 + Q2^2 (as recalled; about what exists, not about what training finds).",
+        lanes=_theory,
+        paper=("bipe theory verify --automata 1000", "bipe theory size --states 2,3,4,5"),
+        hardware="None: the paper proves and trains nothing. These build what it says exists.",
     ),
     "tasks": Experiment(
         title="Tasks of normal length, and RULER's that need no network",

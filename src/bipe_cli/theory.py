@@ -123,3 +123,36 @@ def margin(
         f"{measured['smallest_sharpness']:.2f}"
     )
     typer.echo(json.dumps(measured) if as_json else line)
+
+
+@theory.command()
+def learn(
+    out: Annotated[Path, typer.Option(help="Folder of the training run.")],
+    scheme: Annotated[str, typer.Option(help="Positional encoding.")] = "bipe-rope",
+    states: Annotated[int, typer.Option(min=1, help="States of each level of the automaton.")] = 3,
+    width: Annotated[int, typer.Option(min=8, help="Hidden size, a multiple of 8.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the automaton, the words and the model.")] = 0,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the model.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps, of 64 words.")] = 2000,
+    learning_rates: Annotated[str, typer.Option(help="The better one is kept.")] = "1e-3,3e-3",
+    length: Annotated[int, typer.Option(min=1, help="Symbols of a word to train on.")] = 64,
+    longer: Annotated[int, typer.Option(min=1, help="Symbols of a longer word to test on.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Train a model to tell the states of a random two-level automaton after each symbol.
+
+    Prints the share of symbols after which it is right, in words as long as those trained on and in longer
+    ones. The same command goes on where it was broken off.
+    """
+    import json
+
+    from bipe.comparison.automata import AutomatonRun, learn_automaton
+    from bipe_cli.values import rates
+
+    run = AutomatonRun(
+        scheme, states, width, seed, layers, steps, rates("--learning-rates", learning_rates), length, longer
+    )
+    for row in learn_automaton(run, out):
+        place = {"words": "words of {} symbols", "from_segment": "from segment {} on"}[row["protocol"]]
+        line = f"{place.format(row['length'])}: right after {row['value']:.1%} of the symbols"
+        typer.echo(json.dumps(row) if as_json else line)

@@ -71,7 +71,7 @@ def test_the_paper_size_names_what_exists(name: str, capsys: pytest.CaptureFixtu
         recipes = [part for part in parts if part.endswith(".yaml")]
         assert all((ROOT / recipe).is_file() for recipe in recipes), command
         program = parts[parts.index("bipe_cli") + 1] if "bipe_cli" in parts else parts[1]
-        assert program in ("train", "evaluate", "extend", "segment"), command
+        assert program in ("train", "evaluate", "extend", "segment", "theory"), command
         place = parts.index(program)
         COMMANDS[program].make_context(program, parts[place + 1 :])
         assert all(scheme in SCHEMES or scheme == "SCHEME" for scheme in options(parts, "--scheme"))
