@@ -15,6 +15,7 @@ from bipe_cli.convert import convert
 from bipe_cli.evaluate import evaluate
 from bipe_cli.extend import extend
 from bipe_cli.generate import generate
+from bipe_cli.plan import plan
 from bipe_cli.report import report
 from bipe_cli.reproduce import reproduce
 from bipe_cli.segment import segment
@@ -58,6 +59,7 @@ app.command()(convert)
 app.command()(evaluate)
 app.command(context_settings=WITH_SETTINGS)(extend)
 app.command()(generate)
+app.command(context_settings=WITH_SETTINGS)(plan)
 app.command()(report)
 app.command(context_settings=WITH_SETTINGS)(reproduce)
 app.command()(segment)

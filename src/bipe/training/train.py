@@ -224,8 +224,6 @@ def configure(recipe: Recipe, material: Material) -> BipeConfig:
     if recipe.start is not None:
         return _config_of(recipe.start, recipe.scheme)
     assert recipe.scheme is not None, "the recipe has seen to it"
-    given = {name: getattr(recipe.model, name) for name in ("segmenter", "intra", "inter")}
-    fields = {**_sizes(recipe), **{name: spec for name, spec in given.items() if spec is not None}}
     tokens_per_segment = None
     if (recipe.model.inter or SCHEMES[recipe.scheme].inter).get("scale") == "auto":
         spec = recipe.model.segmenter
@@ -239,8 +237,14 @@ def configure(recipe: Recipe, material: Material) -> BipeConfig:
         rule=recipe.rule,
         max_offset=recipe.model.max_offset or recipe.data.block_length,
         tokens_per_segment=tokens_per_segment,
-        **fields,
+        **config_fields(recipe),
     )
+
+
+def config_fields(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a model's config that stand in its recipe, and the encodings where it names them."""
+    given = {name: getattr(recipe.model, name) for name in ("segmenter", "intra", "inter")}
+    return {**_sizes(recipe), **{name: spec for name, spec in given.items() if spec is not None}}
 
 
 def check_recipe(recipe: Recipe) -> None:
