@@ -173,7 +173,8 @@ def layer_bytes(config: BipeConfig, bf16: bool) -> int:
         bf16: whether under autocast.
     """
     width, feed_forward = config.hidden_size, config.intermediate_size
-    keys = config.num_key_value_heads * (width // config.num_attention_heads)
+    heads = config.num_key_value_heads or config.num_attention_heads
+    keys = heads * (width // config.num_attention_heads)
     norms = 4 * FLOAT32 * width + 2 * FLOAT32
     sums = FLOAT32 * config.num_attention_heads
     size, inputs = (BFLOAT16, 5) if bf16 else (FLOAT32, 2)
