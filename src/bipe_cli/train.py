@@ -20,11 +20,14 @@ def train(
     A folder that holds this run is resumed, or loaded where the run is finished.
     """
     from bipe.training import load_recipe, parse_overrides, train_recipe
+    from bipe.training.processes import is_first
 
     resolved = load_recipe(recipe, parse_overrides(context.args))
     folder = out or Path("runs") / recipe.stem
     print_row = (lambda row: typer.echo(json.dumps(row))) if as_json else None
     trained = train_recipe(resolved, folder, on_progress=print_row)
+    if not is_first():
+        return
     summary = {
         "directory": str(trained.directory),
         "scheme": trained.model.config.scheme,

@@ -1,6 +1,5 @@
 """Context extension of a checkpoint, with training on longer text after it."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from bipe.models.convert import read_config, read_source
 from bipe.models.extension import Extension, extend_checkpoint, read_extension
 
 from .history import Progress
+from .processes import processes
 from .recipe import Recipe, read_settings
 from .run_folder import first_difference, refuse_foreign_files
 from .train import TrainedModel, train_recipe
@@ -52,7 +52,7 @@ def extend(
     source, out = Path(source), Path(out).resolve()
     if settings is None and not overrides:
         return extend_checkpoint(source, out, method, factor, original=original, parameters=parameters), None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise ValueError(
             "Extending and training in one go is for one process: extend without training, then give the "
             "result to torchrun ... bipe train as --start."

@@ -11,6 +11,7 @@ from bipe.models import BipeConfig
 
 from . import checkpoints
 from .order import Blocks
+from .processes import is_first, processes
 from .recipe import Recipe, TrainingSettings, load_recipe
 
 MARKER = "training.json"
@@ -36,6 +37,7 @@ def identify(
         "config": fields,
         "seed": seed,
         "data": _sample_checksum(blocks),
+        "processes": processes(),
     }
     if start is not None:
         identity["start"] = _weights_checksum(start)
@@ -52,14 +54,25 @@ def claim(run: Path, identity: Identity, resume: bool) -> bool:
     refuse_foreign_files(run)
     marker = read_marker(run)
     if marker is None or not _holds_anything(run):
-        run.mkdir(parents=True, exist_ok=True)
-        write_marker(run, identity, steps_done=0, finished=False)
+        if is_first():
+            run.mkdir(parents=True, exist_ok=True)
+            write_marker(run, identity, steps_done=0, finished=False)
         return False
     # Settings that are newer than the run were what they are by default.
     defaults = TrainingSettings(steps=1).model_dump(mode="json", exclude=set(BOOKKEEPING))
     settings = {**defaults, **marker["identity"].get("settings", {})}
-    _refuse_difference(run, {**marker["identity"], "settings": settings}, identity, resume)
+    there, here = map(_dealt, ({**marker["identity"], "settings": settings}, identity))
+    _refuse_difference(run, there, here, resume)
     return bool(marker["finished"])
+
+
+def _dealt(identity: Identity) -> Identity:
+    """An identity with the blocks of a step in one number: how they are dealt out is not what a run is."""
+    settings = dict(identity["settings"])
+    blocks = settings.pop("batch_size") * settings.pop("gradient_accumulation")
+    blocks *= identity.get("processes", 1)
+    rest = {name: value for name, value in identity.items() if name != "processes"}
+    return {**rest, "settings": {**settings, "blocks_per_step": blocks}}
 
 
 def claim_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
@@ -73,8 +86,9 @@ def claim_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not (run / RECIPE).exists():
         raise ValueError(f"{run} holds a run without {RECIPE}, so another one. Choose another folder.")
-    there, here = (_outcome(one) for one in (load_recipe(run / RECIPE), recipe))
-    _refuse_difference(run, there, here, resume)
+    marker = read_marker(run) or {"identity": {}}
+    there = _outcome(load_recipe(run / RECIPE), marker["identity"].get("processes", 1))
+    _refuse_difference(run, there, _outcome(recipe, processes()), resume)
 
 
 def open_folder(run: Path) -> None:
@@ -183,9 +197,10 @@ def _refuse_difference(run: Path, there: Identity, here: Identity, resume: bool)
         )
 
 
-def _outcome(recipe: Recipe) -> Identity:
-    values = recipe.model_dump(mode="json")
-    return {**values, "training": recipe.training.model_dump(mode="json", exclude=set(BOOKKEEPING))}
+def _outcome(recipe: Recipe, count: int) -> Identity:
+    settings = recipe.training.model_dump(mode="json", exclude=set(BOOKKEEPING))
+    dealt = _dealt({"settings": settings, "processes": count})
+    return {**recipe.model_dump(mode="json"), "training": dealt["settings"]}
 
 
 def _sample_checksum(blocks: Blocks) -> dict[str, Any]:

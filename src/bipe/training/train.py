@@ -32,6 +32,7 @@ from .history import HistoryRecorder, Measure, Progress, Row, keep_history_until
 from .interruption import Interruption
 from .material import Material, read_material
 from .order import Blocks, SeededOrder, batches
+from .processes import in_turn, is_first
 from .progress import progress_line
 from .recipe import Recipe, TrainingSettings, dump_recipe
 from .run_folder import (
@@ -116,7 +117,9 @@ def train_model(
     if start is not None and (difference := first_difference(_fields(config), _fields(_config_of(start)))):
         raise ValueError(f"The config is not that of {start}: {difference}.")
     identity = identify(config, blocks, settings, seed, start)
-    if claim(run, identity, resume):
+    with in_turn():
+        finished = claim(run, identity, resume)
+    if finished:
         return load_run(run)
     args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
     order = run_order(blocks, settings, args)
@@ -146,7 +149,8 @@ def train_model(
         if adapters is not None:
             merge_adapters(adapters)
         _finish(trainer, model, use_cache=config.use_cache)
-        write_marker(run, identity, steps_done=settings.steps, finished=True)
+        if is_first():
+            write_marker(run, identity, steps_done=settings.steps, finished=True)
     if interruption.requested:
         raise KeyboardInterrupt(f"Stopped at step {trainer.state.global_step}; {run} can be resumed.")
     return load_run(run)
@@ -171,7 +175,8 @@ def train_recipe(
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
     run = Path(out_dir)
-    claim_recipe(run, recipe, resume)
+    with in_turn():
+        claim_recipe(run, recipe, resume)
     if is_finished(run):
         if recipe.start is not None:
             check_start(run, Path(recipe.start))
@@ -183,9 +188,11 @@ def train_recipe(
     blocks, validation_blocks = (
         make(length, vocabulary) for make in (material.blocks, material.validation_blocks)
     )
-    open_folder(run)
-    write_whole(run / RECIPE, dump_recipe(recipe))
-    material.tokenizer.save_pretrained(run)
+    with in_turn():
+        open_folder(run)
+    if is_first():
+        write_whole(run / RECIPE, dump_recipe(recipe))
+        material.tokenizer.save_pretrained(run)
     return train_model(
         config,
         blocks,

@@ -1,0 +1,113 @@
+"""Training on two processes is training on one: same losses, same files, and a run can go from one to the other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from bipe_cli.main import app, run
+
+RECIPE = """
+scheme: bipe-rope
+data: {train: [TEXT], vocab_size: 300, train_length: 32}
+model: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64}
+training: {steps: 6, batch_size: 8, learning_rate: 1.0e-3, log_every: 1, evaluate_every: 3, checkpoint_every: 3}
+"""
+# With --cpu, accelerate starts several processes through MPI alone; the launcher of --multi_gpu is torchrun's.
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    text = "\n".join(
+        f"Line {number} of a text. It says {number * number}, and stops." for number in range(400)
+    )
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.replace("TEXT", str(folder / "text.txt")), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path) -> Path:
+    """The run of one process."""
+    out = recipe.parent / "alone"
+    assert run(app, ["train", str(recipe), "--out", str(out)]) == 0
+    return out
+
+
+def launch(launcher: str, *arguments: str, status: int = 0) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BIPE_TRACEBACK": "1"}
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "bipe_cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert (done.returncode == 0) == (status == 0), done.stderr
+    return done.stdout + (done.stderr if status else "")
+
+
+def losses(folder: Path) -> list[float]:
+    rows = map(json.loads, (folder / "history.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row.get("loss", row.get("validation_loss")) for row in rows]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_lose_what_one_loses(launcher: str, recipe: Path, alone: Path) -> None:
+    out = recipe.parent / launcher
+    printed = launch(launcher, "train", str(recipe), "--out", str(out), "--training.batch_size", "4")
+    assert printed.count("validation perplexity") == 1
+    assert losses(out) == pytest.approx(losses(alone), abs=1e-5) and len(losses(out)) == 8
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in alone.iterdir())
+    one, two = (load_file(folder / "model.safetensors") for folder in (alone, out))
+    for name, weights in one.items():
+        assert (weights - two[name]).abs().max() < 1e-4, name
+    # The finished run is the same whoever asks for it, and another one where the batch is another.
+    assert run(app, ["train", str(recipe), "--out", str(out)]) == 0
+    assert run(app, ["train", str(recipe), "--out", str(out), "--training.batch_size", "4"]) == 2
+
+
+def interrupt(recipe: Path, out: Path, *more: str) -> None:
+    """Leave a run with its checkpoint of step 3."""
+    script = (
+        "import os, sys\n"
+        "from bipe.training import checkpoints\n"
+        "import bipe.training.trainer as trainer\n"
+        "publish = checkpoints.publish\n"
+        "def last(*arguments):\n"
+        "    publish(*arguments)\n"
+        "    os._exit(7)\n"
+        "trainer.checkpoints.publish = last\n"
+        "from bipe_cli.main import main\n"
+        "main()\n"
+    )
+    path = out.parent / "interrupted.py"
+    path.write_text(script, encoding="utf-8")
+    launcher = ["-m", *LAUNCHERS["torchrun"]] if more else []
+    command = [sys.executable, *launcher, str(path), "train", str(recipe), "--out", str(out), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode != 0 and (out / "checkpoints" / "step-3").is_dir(), done.stderr
+
+
+def test_a_run_goes_on_with_another_number_of_processes(recipe: Path, alone: Path) -> None:
+    out = recipe.parent / "begun-alone"
+    interrupt(recipe, out)
+    launch("torchrun", "train", str(recipe), "--out", str(out), "--training.batch_size", "4")
+    assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
+    out = recipe.parent / "begun-together"
+    interrupt(recipe, out, "--training.batch_size", "4")
+    assert run(app, ["train", str(recipe), "--out", str(out)]) == 0
+    assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
+
+
+def test_a_wrong_recipe_is_told_and_nobody_waits(recipe: Path) -> None:
+    out = recipe.parent / "wrong"
+    said = launch("torchrun", "train", str(recipe), "--out", str(out), "--scheme", "rpoe", status=1)
+    assert "Unknown scheme 'rpoe'" in said
