@@ -3,9 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 
 def processes() -> int:
@@ -28,3 +32,32 @@ def in_turn() -> Iterator[None]:
     with state.main_process_first():
         yield
     state.wait_for_everyone()
+
+
+def refuse_sharding_on_cpu() -> None:
+    """Refuse FSDP through accelerate where there is no accelerator.
+
+    Raises:
+        ValueError: `accelerate launch --use_fsdp` started this process, and there is none.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") and not torch.cuda.is_available():
+        raise ValueError(
+            "accelerate's FSDP shards on accelerators only, and there is none here. Start with torchrun, "
+            "which gives each process the whole model; torch's own fully_shard does work on a CPU."
+        )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from its shards; all processes call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_weights(model: nn.Module) -> dict[str, Any]:
+    """The state of a model by name, whole and on a CPU where it is sharded (FSDP2).
+
+    All processes call this together; those behind the first get nothing where it is sharded.
+    """
+    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+        return model.state_dict()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(model, options=options)

@@ -32,7 +32,7 @@ from .history import HistoryRecorder, Measure, Progress, Row, keep_history_until
 from .interruption import Interruption
 from .material import Material, read_material
 from .order import Blocks, SeededOrder, batches
-from .processes import in_turn, is_first
+from .processes import in_turn, is_first, refuse_sharding_on_cpu, whole_weights
 from .progress import progress_line
 from .recipe import Recipe, TrainingSettings, dump_recipe
 from .run_folder import (
@@ -112,6 +112,7 @@ def train_model(
         RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
+    refuse_sharding_on_cpu()
     run = Path(out_dir)
     start = None if start is None else Path(start)
     if start is not None and (difference := first_difference(_fields(config), _fields(_config_of(start)))):
@@ -174,6 +175,7 @@ def train_recipe(
         RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
+    refuse_sharding_on_cpu()
     run = Path(out_dir)
     with in_turn():
         claim_recipe(run, recipe, resume)
@@ -367,7 +369,8 @@ def _run(trainer: BlockTrainer, interruption: Interruption) -> None:
 def _finish(trainer: BlockTrainer, model: BipeForCausalLM, use_cache: bool) -> None:
     # Trainer has switched the cache off in the config, and models loaded from the folder would inherit that.
     model.config.use_cache = use_cache
+    weights = whole_weights(model)
     if trainer.args.should_save:
-        model.save_pretrained(trainer.run)
+        model.save_pretrained(trainer.run, state_dict=weights)
         checkpoints.discard(trainer.run)
     trainer.accelerator.wait_for_everyone()

@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from . import checkpoints
 from .history import Measure
 from .order import Blocks, SeededOrder, batches
+from .processes import whole
 from .recipe import TrainingSettings
 
 
@@ -128,7 +129,7 @@ class BlockTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self._watch(torch.as_tensor(norm, device=self.args.device))
+        self._watch(whole(torch.as_tensor(norm, device=self.args.device)))
         return norm
 
     def _watch(self, value: Tensor) -> None:
