@@ -41,9 +41,12 @@ def compare(
     """
     from bipe.comparison import Comparison
     from bipe.comparison import compare as run
+    from bipe.processes import processes
     from bipe.training import parse_overrides, read_settings
     from bipe_cli.values import numbers, words
 
+    if processes() > 1:
+        raise ValueError("A comparison starts its own processes: give --workers in place of torchrun.")
     given = {
         "data.train": data,
         "test": test,

@@ -48,11 +48,12 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
 ) -> None:
-    """Measure a trained model on a task."""
+    """Measure a trained model on a task; under torchrun, each process measures its share."""
     import json
 
     from bipe.evaluation.tasks import TASKS, TaskOptions
     from bipe.models.checkpoint import load_checkpoint
+    from bipe.processes import is_first
     from bipe.registry import choose
     from bipe_cli.values import numbers, words
 
@@ -64,7 +65,8 @@ def evaluate(
     chosen = numbers("--lengths", lengths)
     named = words(tasks) or ()
     options = TaskOptions(data or (), chosen, protocol, max_windows, split, out, named, include)
-    for score in measure(load_checkpoint(model), options):
+    found = measure(load_checkpoint(model), options)
+    for score in found if is_first() else ():
         if as_json:
             typer.echo(json.dumps(score.to_dict(), allow_nan=False))
         else:

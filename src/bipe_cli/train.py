@@ -19,8 +19,8 @@ def train(
 
     A folder that holds this run is resumed, or loaded where the run is finished.
     """
+    from bipe.processes import is_first
     from bipe.training import load_recipe, parse_overrides, train_recipe
-    from bipe.training.processes import is_first
 
     resolved = load_recipe(recipe, parse_overrides(context.args))
     folder = out or Path("runs") / recipe.stem

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from bipe.models import BipeConfig, BipeForCausalLM
 from bipe.models.initialization import initialize_by_name
-from bipe.training.processes import whole, whole_weights
+from bipe.training.sharding import whole, whole_weights
 
 folder = Path(sys.argv[1])
 dist.init_process_group("gloo")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
 import torch
@@ -69,14 +69,36 @@ def workers(count: int) -> Iterator[RunAll]:
         yield lambda jobs: ((job, run(job)) for job in jobs)
         return
     threads = max(1, (os.cpu_count() or 1) // count)
-    with ProcessPoolExecutor(count, get_context("spawn"), _prepare, (threads,)) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), _prepare, (threads, _accelerators())) as pool:
         yield lambda jobs: _run_in(pool, count, jobs)
 
 
-def _prepare(threads: int) -> None:
-    """Set up a worker: its share of the cores, and warnings in one line, as the command line prints them."""
+def _accelerators() -> list[str]:
+    """The names of the accelerators that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(n) for n in range(torch.cuda.device_count())] if named is None else named.split(",")
+
+
+def _prepare(threads: int, accelerators: Sequence[str]) -> None:
+    """Set up a worker: its share of the cores, an accelerator of its own, and warnings in one line."""
     torch.set_num_threads(threads)
+    if len(accelerators) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = accelerator_of(_worker_number(), accelerators)
     warnings.formatwarning = lambda message, *_: f"bipe: warning: {message}\n"
+
+
+def _worker_number() -> int:
+    """Counted from 1 in the pool, over all its life."""
+    return int(current_process().name.rpartition("-")[2])
+
+
+def accelerator_of(worker: int, accelerators: Sequence[str]) -> str:
+    """The accelerator of a worker, which is counted from 1.
+
+    >>> [accelerator_of(worker, ["0", "3"]) for worker in (1, 2, 3)]
+    ['0', '3', '0']
+    """
+    return accelerators[(worker - 1) % len(accelerators)]
 
 
 def _run_in(pool: ProcessPoolExecutor, count: int, jobs: Sequence[Job]) -> Iterator[tuple[Job, int]]:

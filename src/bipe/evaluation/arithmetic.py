@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bipe.data.arithmetic import EOS, EQUALS, PAD, SYMBOLS, ArithmeticBlocks, longest
+from bipe.processes import gather, share
 
 from .base import Run, Score
 from .decoding import greedy
@@ -58,7 +59,7 @@ def answered_right(model: PreTrainedModel, blocks: ArithmeticBlocks) -> Tensor:
     was_training = model.training
     model.eval()
     size = BATCH.get(model.device.type, BATCH["cpu"])
-    solved = [blocks.problem(index) for index in range(len(blocks))]
+    solved = share([blocks.problem(index) for index in range(len(blocks))])
     found = [
         answer == problem[-1]
         for start in range(0, len(solved), size)
@@ -69,7 +70,7 @@ def answered_right(model: PreTrainedModel, blocks: ArithmeticBlocks) -> Tensor:
         )
     ]
     model.train(was_training)
-    return torch.tensor(found)
+    return torch.tensor(gather(found))
 
 
 def answers(model: PreTrainedModel, problems: Sequence[Sequence[int]], most: int) -> list[int | None]:

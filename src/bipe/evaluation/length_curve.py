@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bipe.models import BipeForCausalLM
+from bipe.processes import gather, share
 from bipe.registry import choose
 from bipe.storage import read_tensors, write_tensors
 
@@ -184,26 +185,25 @@ def _measure(
 ) -> WindowLosses:
     nll, sizes, counted = [], [], SegmentCount(model)
     by_place = torch.zeros(windows.scored, dtype=torch.float64)
-    for batch in windows.batches(max(1, BATCH_TOKENS.get(model.device.type, 4096) // length)):
+    mine = replace(windows, spans=list(share(windows.spans)))
+    for batch in mine.batches(max(1, BATCH_TOKENS.get(model.device.type, 4096) // length)):
         batch = batch.to(model.device)
         losses = _score(model, head, batch, windows.scored).double()
-        nll.append(losses.sum(dim=1).cpu())
+        nll += losses.sum(dim=1).tolist()
         by_place += losses.sum(dim=0).cpu()
         targets = batch[:, -windows.scored :].cpu()
-        sizes.append(
-            torch.zeros(len(batch), dtype=torch.int64)
-            if token_bytes is None
-            else token_bytes[targets].sum(dim=1)
-        )
+        sizes += [0] * len(batch) if token_bytes is None else token_bytes[targets].sum(dim=1).tolist()
         counted.add(batch)
-    if not torch.isfinite(found := torch.cat(nll)).all():
+    counted.add_up()
+    by_place = sum(gather([by_place]), torch.zeros_like(by_place))
+    if not np.isfinite(found := np.array(gather(nll))).all():
         raise RuntimeError(f"The model's losses are not finite numbers at {length} tokens of context.")
     return WindowLosses(
-        nll=found.numpy(),
+        nll=found,
         tokens=np.full(len(windows.spans), windows.scored, dtype=np.int64),
-        bytes=torch.cat(sizes).numpy(),
+        bytes=np.array(gather(sizes), dtype=np.int64),
         tokens_per_segment=counted.tokens_per_segment or math.nan,
-        offsets_beyond_trained=math.nan if (share := counted.offsets_beyond_trained) is None else share,
+        offsets_beyond_trained=math.nan if (beyond := counted.offsets_beyond_trained) is None else beyond,
         by_place=(by_place / len(windows.spans)).numpy(),
     )
 

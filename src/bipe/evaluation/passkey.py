@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bipe.processes import gather, share
+
 from .base import Run, Score
 from .shares import Asked
 
@@ -167,7 +169,7 @@ def score_passkey(
             model,
             run,
         )
-        written, chosen_right = zip(*(answer(model, trial) for trial in made), strict=True)
+        written, chosen_right = zip(*gather([answer(model, trial) for trial in share(made)]), strict=True)
         rows += [asked.score("accuracy", sum(written)), asked.score("choice_accuracy", sum(chosen_right))]
     model.train(was_training)
     return rows

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bipe.data.scrolls import SCROLLS, Example, prompt_ids
+from bipe.processes import gather, share
 
 from .base import Run, Score
 from .decoding import greedy
@@ -61,14 +62,14 @@ def predict(
         )
     was_training = model.training
     model.eval()
-    size, found = BATCH.get(model.device.type, 1), {}
-    for start in range(0, len(examples), size):
-        prompts = [ids for ids, _ in asked[start : start + size]]
-        rows = greedy(model, prompts, length - room, eos=eos, pad=eos)
-        for example, row in zip(examples[start : start + size], rows, strict=True):
-            found[example.id] = cast("str", tokenizer.decode(row, skip_special_tokens=True)).strip()
+    size, prompts = BATCH.get(model.device.type, 1), share([ids for ids, _ in asked])
+    written = [
+        cast("str", tokenizer.decode(row, skip_special_tokens=True)).strip()
+        for start in range(0, len(prompts), size)
+        for row in greedy(model, prompts[start : start + size], length - room, eos=eos, pad=eos)
+    ]
     model.train(was_training)
-    return found
+    return {example.id: answer for example, answer in zip(examples, gather(written), strict=True)}
 
 
 def _room(task: str, length: int) -> int:

@@ -4,6 +4,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bipe.models import BipeForCausalLM
+from bipe.processes import gather
 
 
 class SegmentCount:
@@ -25,6 +26,11 @@ class SegmentCount:
         self.tokens += offset.numel()
         self.segments += int((offset == 0).sum())
         self.beyond += 0 if limit is None else int((offset > limit).sum())
+
+    def add_up(self) -> None:
+        """Make the counts those of all processes, each of which counted its share."""
+        counts = zip(*gather([(self.tokens, self.segments, self.beyond)]), strict=True)
+        self.tokens, self.segments, self.beyond = map(sum, counts)
 
     @property
     def tokens_per_segment(self) -> float | None:

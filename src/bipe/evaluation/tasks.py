@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from bipe.data import encode, load_documents, token_bytes
 from bipe.data.scrolls import read_scrolls
 from bipe.models.checkpoint import Checkpoint
+from bipe.processes import is_first
 from bipe.segmentation.rules import RULES
 
 from .arithmetic import score_arithmetic, trained_operators
@@ -162,7 +163,7 @@ def measure_scrolls(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]
         task, examples = read_scrolls(source, options.split)
         chosen = examples[: options.max_windows]
         answers = predict(checkpoint.model, checkpoint.tokenizer, task, chosen, length)
-        if options.out is not None:
+        if options.out is not None and is_first():
             write_predictions(options.out, task, answers)
         if known := [example for example in chosen if example.outputs]:
             rows += score_scrolls(

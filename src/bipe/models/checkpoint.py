@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging
 
 from bipe.data.tokens import load_tokenizer, opening_ids
+from bipe.processes import local_device
 
 from .bounded_cache import BoundedCache
 from .modeling import BipeForCausalLM
@@ -90,8 +91,7 @@ def load_model(directory: Path) -> PreTrainedModel:
             raise ValueError(
                 f"The weights in {directory} are not those of its config.json: {kind} {names[0]}."
             )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return cast("Any", model).to(device).eval()
+    return cast("Any", model).to(local_device()).eval()
 
 
 @quiet_transformers()

@@ -7,9 +7,9 @@ from typing import Any
 
 from bipe.models.convert import read_config, read_source
 from bipe.models.extension import Extension, extend_checkpoint, read_extension
+from bipe.processes import processes
 
 from .history import Progress
-from .processes import processes
 from .recipe import Recipe, read_settings
 from .run_folder import first_difference, refuse_foreign_files
 from .train import TrainedModel, train_recipe

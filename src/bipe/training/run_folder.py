@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bipe.models import BipeConfig
+from bipe.processes import is_first, processes
 
 from . import checkpoints
 from .order import Blocks
-from .processes import is_first, processes
 from .recipe import Recipe, TrainingSettings, load_recipe
 
 MARKER = "training.json"

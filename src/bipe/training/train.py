@@ -19,6 +19,7 @@ from bipe.models.initialization import initialize_by_name
 from bipe.models.modeling import BipeForCausalLM
 from bipe.models.schemes import SCHEMES
 from bipe.models.standalone import without_code
+from bipe.processes import in_turn, is_first
 from bipe.registry import choose
 from bipe.segmentation import build_segmenter, check_rule, segmenter_of
 from bipe.segmentation.statistics import mean_tokens_per_segment
@@ -32,7 +33,6 @@ from .history import HistoryRecorder, Measure, Progress, Row, keep_history_until
 from .interruption import Interruption
 from .material import Material, read_material
 from .order import Blocks, SeededOrder, batches
-from .processes import in_turn, is_first, refuse_sharding_on_cpu, whole_weights
 from .progress import progress_line
 from .recipe import Recipe, TrainingSettings, dump_recipe
 from .run_folder import (
@@ -48,6 +48,7 @@ from .run_folder import (
     write_marker,
     write_whole,
 )
+from .sharding import refuse_sharding_on_cpu, whole_weights
 from .trainer import BlockTrainer, run_order, training_arguments
 
 ENVIRONMENT = "environment.json"

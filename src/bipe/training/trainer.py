@@ -18,8 +18,8 @@ from transformers.trainer_callback import PrinterCallback
 from . import checkpoints
 from .history import Measure
 from .order import Blocks, SeededOrder, batches
-from .processes import whole
 from .recipe import TrainingSettings
+from .sharding import whole
 
 
 class TrainingDiverged(RuntimeError):
@@ -35,7 +35,7 @@ def training_arguments(
     # transformers renamed the argument on the way to 5.23, which warns about the old name.
     old, new = "gradient_checkpointing", "activation_checkpointing"
     checkpointing: dict[str, Any] = {new if new in fields else old: settings.gradient_checkpointing}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints.staging_folder(run)),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -68,6 +68,9 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         **checkpointing,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # else a single process would split each batch over all of them (DataParallel)
+    return arguments
 
 
 class BlockTrainer(Trainer):

@@ -1,37 +1,12 @@
-"""The processes of a run that torchrun or accelerate started."""
+"""Weights that are shared out over processes (FSDP2)."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
-
-
-def processes() -> int:
-    """How many there are, 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first() -> bool:
-    """Whether this is the process that writes files and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-@contextmanager
-def in_turn() -> Iterator[None]:
-    """The first process goes first, so that the others find what it writes; then all wait for each other."""
-    if processes() == 1:
-        yield
-        return
-    state = PartialState(cpu=not torch.cuda.is_available())
-    with state.main_process_first():
-        yield
-    state.wait_for_everyone()
 
 
 def refuse_sharding_on_cpu() -> None:
