@@ -40,7 +40,7 @@ def in_turn() -> Iterator[None]:
     if processes() == 1:
         yield
         return
-    state = _state()
+    state = join()
     with state.main_process_first():
         yield
     state.wait_for_everyone()
@@ -62,13 +62,13 @@ def gather(found: Sequence[T]) -> list[T]:
     """
     if processes() == 1:
         return list(found)
-    _state()
+    join()
     shares: list[Any] = [None] * processes()
     torch.distributed.all_gather_object(shares, list(found))
     total = sum(map(len, shares))
     return [shares[place % processes()][place // processes()] for place in range(total)]
 
 
-def _state() -> PartialState:
-    """Of accelerate, which joins the processes when it is first asked for it."""
+def join() -> PartialState:
+    """Join the processes, if they have not been; accelerate's view of them."""
     return PartialState(cpu=not torch.cuda.is_available())

@@ -46,6 +46,13 @@ def evaluate(
     include: Annotated[
         Path | None, typer.Option(help="Of harness: a folder with further tasks as YAML files.")
     ] = None,
+    sequence_parallel: Annotated[
+        bool,
+        typer.Option(
+            "--sequence-parallel",
+            help="Of length-curve, under torchrun: the processes read each window together.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
 ) -> None:
     """Measure a trained model on a task; under torchrun, each process measures its share."""
@@ -58,13 +65,20 @@ def evaluate(
     from bipe_cli.values import numbers, words
 
     measure = choose("task", TASKS, task)
-    only = (("--out", out, "scrolls"), ("--tasks", tasks, "harness"), ("--include", include, "harness"))
+    only = (
+        ("--out", out, "scrolls"),
+        ("--tasks", tasks, "harness"),
+        ("--include", include, "harness"),
+        ("--sequence-parallel", sequence_parallel or None, "length-curve"),
+    )
     for option, given, of in only:
         if given is not None and task != of:
             raise ValueError(f"{option} is an option of {of}, and {task} does not read it.")
     chosen = numbers("--lengths", lengths)
     named = words(tasks) or ()
-    options = TaskOptions(data or (), chosen, protocol, max_windows, split, out, named, include)
+    options = TaskOptions(
+        data or (), chosen, protocol, max_windows, split, out, named, include, sequence_parallel
+    )
     found = measure(load_checkpoint(model), options)
     for score in found if is_first() else ():
         if as_json:

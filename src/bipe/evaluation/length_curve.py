@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bipe.models import BipeForCausalLM
+from bipe.models.sequence_parallel import hidden_states_of_stretch
 from bipe.processes import gather, share
 from bipe.registry import choose
 from bipe.storage import read_tensors, write_tensors
@@ -165,43 +166,70 @@ def _head_of(model: PreTrainedModel, batch: Tensor) -> Head | None:
 
 @torch.inference_mode()
 def _score(model: PreTrainedModel, head: Head | None, batch: Tensor, scored: int) -> Tensor:
-    """Losses `(B, scored)` float32 of the last tokens of each window; the head runs a slice at a time."""
-    targets = batch[:, -scored:].reshape(-1)
+    """Losses `(B, scored)` float32 of the last tokens of each window."""
     if head is None:
         logits = model(input_ids=batch, use_cache=False).logits[:, -scored - 1 : -1]
-        parts = logits.reshape(len(targets), -1).split(HEAD_ROWS)
-    else:
-        hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, -scored - 1 : -1]
-        parts = map(head, hidden.reshape(len(targets), -1).split(HEAD_ROWS))
+        return _losses(lambda some: some, logits, batch[:, -scored:])
+    hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, -scored - 1 : -1]
+    return _losses(head, hidden, batch[:, -scored:])
+
+
+@torch.inference_mode()
+def _score_together(model: PreTrainedModel, head: Head | None, batch: Tensor, scored: int) -> Tensor:
+    """As `_score`, each window read by all processes together."""
+    assert head is not None, "models of this package have one"
+    hidden, start = hidden_states_of_stretch(model, batch)
+    first = max(batch.shape[1] - scored - 1, start)
+    last = max(first, min(batch.shape[1] - 1, start + hidden.shape[1]))
+    found = _losses(head, hidden[:, first - start : last - start], batch[:, first + 1 : last + 1])
+    return torch.cat([part.to(batch.device) for part in gather([found.cpu()])], dim=1)
+
+
+def _losses(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Losses `(B, n)` float32; the head runs on a slice of all places at a time."""
+    places = targets.reshape(-1)
     losses = [
-        torch.nn.functional.cross_entropy(some.float(), wanted, reduction="none")
-        for some, wanted in zip(parts, targets.split(HEAD_ROWS), strict=True)
+        torch.nn.functional.cross_entropy(head(some).float(), wanted, reduction="none")
+        for some, wanted in zip(
+            hidden.reshape(len(places), hidden.shape[-1]).split(HEAD_ROWS),
+            places.split(HEAD_ROWS),
+            strict=True,
+        )
     ]
-    return torch.cat(losses).view(len(batch), scored)
+    return torch.cat(losses).view(targets.shape)
 
 
 def _measure(
-    model: PreTrainedModel, head: Head | None, windows: Windows, length: int, token_bytes: Tensor | None
+    model: PreTrainedModel,
+    head: Head | None,
+    windows: Windows,
+    length: int,
+    token_bytes: Tensor | None,
+    sequence_parallel: bool,
 ) -> WindowLosses:
+    if sequence_parallel:
+        mine, score, collect = windows, _score_together, list
+    else:
+        mine, score, collect = replace(windows, spans=list(share(windows.spans))), _score, gather
     nll, sizes, counted = [], [], SegmentCount(model)
     by_place = torch.zeros(windows.scored, dtype=torch.float64)
-    mine = replace(windows, spans=list(share(windows.spans)))
     for batch in mine.batches(max(1, BATCH_TOKENS.get(model.device.type, 4096) // length)):
         batch = batch.to(model.device)
-        losses = _score(model, head, batch, windows.scored).double()
+        losses = score(model, head, batch, windows.scored).double()
         nll += losses.sum(dim=1).tolist()
         by_place += losses.sum(dim=0).cpu()
         targets = batch[:, -windows.scored :].cpu()
         sizes += [0] * len(batch) if token_bytes is None else token_bytes[targets].sum(dim=1).tolist()
         counted.add(batch)
-    counted.add_up()
-    by_place = sum(gather([by_place]), torch.zeros_like(by_place))
-    if not np.isfinite(found := np.array(gather(nll))).all():
+    if not sequence_parallel:
+        counted.add_up()
+    by_place = sum(collect([by_place]), torch.zeros_like(by_place))
+    if not np.isfinite(found := np.array(collect(nll))).all():
         raise RuntimeError(f"The model's losses are not finite numbers at {length} tokens of context.")
     return WindowLosses(
         nll=found,
         tokens=np.full(len(windows.spans), windows.scored, dtype=np.int64),
-        bytes=np.array(gather(sizes), dtype=np.int64),
+        bytes=np.array(collect(sizes), dtype=np.int64),
         tokens_per_segment=counted.tokens_per_segment or math.nan,
         offsets_beyond_trained=math.nan if (beyond := counted.offsets_beyond_trained) is None else beyond,
         by_place=(by_place / len(windows.spans)).numpy(),
@@ -230,6 +258,7 @@ def window_losses(
     token_bytes: Tensor | None = None,
     max_windows: int | None = None,
     separators: Collection[int] = (),
+    sequence_parallel: bool = False,
 ) -> Curve:
     """Losses of every window at every length, which `length_curve` condenses.
 
@@ -243,10 +272,12 @@ def window_losses(
         max_windows: at most so many windows (of the shortest length, for `"blocks"`), spread evenly; None
             for all.
         separators: ids that `"without_separators"` leaves out.
+        sequence_parallel: whether the processes of torchrun read each window together, where it is too long
+            for one; else each reads its share of the windows.
 
     Raises:
-        ValueError: an unknown protocol, no separators to leave out, or a length that does not fit in any
-            document.
+        ValueError: an unknown protocol, no separators to leave out, a length that does not fit in any
+            document, or one that cannot be read together.
         RuntimeError: a loss is not a finite number.
     """
     cut = choose("protocol", PROTOCOLS, protocol)
@@ -260,7 +291,10 @@ def window_losses(
     try:
         windows = cut(documents, lengths, max_windows)
         head = _head_of(model, next(windows[lengths[0]].batches(1)).to(model.device))
-        return {length: _measure(model, head, windows[length], length, token_bytes) for length in lengths}
+        return {
+            length: _measure(model, head, windows[length], length, token_bytes, sequence_parallel)
+            for length in lengths
+        }
     finally:
         model.train(training)
 
@@ -347,6 +381,7 @@ def length_curve(
     run: Run | None = None,
     max_windows: int | None = ENOUGH_WINDOWS,
     separators: Collection[int] = (),
+    sequence_parallel: bool = False,
 ) -> list[Score]:
     """Perplexity at each context length, with 95 % intervals.
 
@@ -368,6 +403,7 @@ def length_curve(
         max_windows: at most so many windows, spread evenly; None for all. `"blocks"` takes the same
             text at every length, and so fewer windows at the longer ones.
         separators: ids that `"without_separators"` leaves out.
+        sequence_parallel: as `window_losses`.
 
     Raises:
         ValueError: as `window_losses`.
@@ -380,6 +416,7 @@ def length_curve(
         token_bytes=token_bytes,
         max_windows=max_windows,
         separators=separators,
+        sequence_parallel=sequence_parallel,
     )
     run = run or Run(scheme_name(model))
     return scores(curve, run, protocol, model.num_parameters())

@@ -40,6 +40,7 @@ class TaskOptions:
         out: of SCROLLS, the folder to write answers to.
         tasks: names of the harness's tasks.
         include: a folder with further tasks for the harness.
+        sequence_parallel: of a length curve, whether the processes of torchrun read each window together.
         documents: such text as ids already, each `(n,)` int64, in place of `data`.
         lengths: context lengths in tokens, empty for 1, 2, 4, 8 and 16 times the training length; of
             arithmetic, numbers of operations, empty for the trained one.
@@ -56,6 +57,7 @@ class TaskOptions:
     out: Path | None = None
     tasks: Sequence[str] = ()
     include: Path | None = None
+    sequence_parallel: bool = False
     documents: Sequence[Tensor] = ()
 
     def texts(self, checkpoint: Checkpoint, what: str) -> Sequence[Tensor]:
@@ -92,6 +94,7 @@ def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[S
         run=_run_of(checkpoint),
         max_windows=options.max_windows or ENOUGH_WINDOWS,
         separators=separators_of(checkpoint.tokenizer) if options.protocol == "without_separators" else (),
+        sequence_parallel=options.sequence_parallel,
     )
 
 

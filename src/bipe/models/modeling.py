@@ -114,13 +114,13 @@ class BipeModel(BipePreTrainedModel):
             attention_mask: `(B, T)` bool or integers, 0 on padding.
             document_ids: `(B, T)` int64; positions restart where it changes.
         """
-        return self._token_state(input_ids, attention_mask, document_ids).positions
+        return self.token_state(input_ids, attention_mask, document_ids).positions
 
-    def _token_state(
+    def token_state(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
-        document_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
         borders: Tensor | None = None,
         past: TokenState | None = None,
     ) -> TokenState:
@@ -261,7 +261,7 @@ class BipeModel(BipePreTrainedModel):
             )
         held = past - key_columns(cache, 0)[1]
         known = read_state(cache, layer, held) if cache is not None and past else None
-        new = self._token_state(input_ids, attention_mask, document_ids, borders, known)
+        new = self.token_state(input_ids, attention_mask, document_ids, borders, known)
         if cache is None:
             return new
         append_state(cache, layer, new)
