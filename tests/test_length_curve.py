@@ -14,15 +14,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from bipe import BipeForCausalLM, Score, length_curve
 from bipe.evaluation.base import Run
 from bipe.evaluation.intervals import interval
-from bipe.evaluation.length_curve import (
-    PROTOCOLS,
-    WindowLosses,
-    effective_context,
-    load_curves,
-    paired_differences,
-    save_curves,
-    window_losses,
-)
+from bipe.evaluation.length_curve import effective_context, paired_differences
+from bipe.evaluation.losses import WindowLosses, load_curves, save_curves, window_losses
+from bipe.evaluation.windows import PROTOCOLS
 
 ModelMaker = Callable[..., BipeForCausalLM]
 LENGTHS = [8, 16, 32]

@@ -13,7 +13,7 @@ import bipe
 from bipe.comparison import Comparison, compare, runs
 from bipe.comparison.compare import _best_rate
 from bipe.data import load_tokenizer
-from bipe.evaluation.length_curve import load_curves
+from bipe.evaluation.losses import load_curves
 from bipe.report import read_records
 from bipe.training import read_settings
 

@@ -68,7 +68,7 @@ def test_what_cannot_be_shared_is_said(
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=32, num_hidden_layers=1))
     with pytest.raises(ValueError, match="Only this package's models"):
         hidden_states_of_stretch(llama, torch.arange(10)[None])
-    dynamic = {"type": "rope", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
+    dynamic = {"type": "rope", "scaling": {"rope_type": "dynamic", "factor": 2.0}}
     model = tiny(inter=dynamic)
     with pytest.raises(ValueError, match="cached keys would be wrong"):
         hidden_states_of_stretch(model, torch.arange(10)[None])

@@ -18,7 +18,8 @@ from bipe.data.packing import pack
 from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.inter.alibi import AlibiBias
 from bipe.evaluation.arithmetic import answered_right
-from bipe.evaluation.length_curve import PROTOCOLS, window_losses
+from bipe.evaluation.losses import window_losses
+from bipe.evaluation.windows import PROTOCOLS
 from bipe.models.checkpoint import load_model
 from bipe.training.material import Arithmetic
 from bipe.training.recipe import ArithmeticSettings, TrainingSettings

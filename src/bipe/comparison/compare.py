@@ -12,9 +12,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bipe.evaluation.base import Run
-from bipe.evaluation.length_curve import Curve, load_curves, paired_differences, scores, without
+from bipe.evaluation.length_curve import paired_differences, scores
+from bipe.evaluation.losses import Curve, load_curves
 from bipe.evaluation.passkey import make_trial
 from bipe.evaluation.tasks import KEYS_OF, separators_of
+from bipe.evaluation.windows import without
 from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
 from bipe.segmentation import segmenter_of

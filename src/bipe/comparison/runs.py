@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bipe.evaluation.arithmetic import answered_right
-from bipe.evaluation.length_curve import save_curves, window_losses
+from bipe.evaluation.losses import save_curves, window_losses
 from bipe.evaluation.tasks import TASKS, TaskOptions, separators_of
 from bipe.models.checkpoint import Checkpoint
 from bipe.training.history import Measure

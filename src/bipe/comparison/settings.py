@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from bipe.evaluation.length_curve import PROTOCOLS
 from bipe.evaluation.tasks import TASKS
+from bipe.evaluation.windows import PROTOCOLS
 from bipe.models import SCHEMES
 from bipe.registry import choose
 from bipe.segmentation import check_rule

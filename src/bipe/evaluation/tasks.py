@@ -18,9 +18,10 @@ from bipe.segmentation.rules import RULES
 from .arithmetic import score_arithmetic, trained_operators
 from .base import Run, Score
 from .harness import score_harness
-from .length_curve import ENOUGH_WINDOWS, length_curve, scheme_name
+from .length_curve import length_curve, scheme_name
 from .passkey import score_passkey
 from .scrolls import predict, score_scrolls, write_predictions
+from .windows import ENOUGH_WINDOWS
 
 PROBLEMS = 1000
 """Arithmetic problems of each length where nothing else is said."""

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bipe.evaluation.length_curve import TASK as CURVE_TASK
-from bipe.evaluation.length_curve import load_curves, perplexity_by_place
+from bipe.evaluation.length_curve import perplexity_by_place
+from bipe.evaluation.losses import load_curves
 from bipe.report.palette import Style, scheme_styles, theme_css
 from bipe.report.plots import (
     FIRST_PLACE,
