@@ -10,6 +10,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from bipe.models import BipeConfig, BipeForCausalLM
+from bipe.training import load_recipe
 from bipe.training.plan import layer_bytes, plan
 from bipe.training.recipe import Recipe
 from bipe_cli.main import app, run
@@ -181,6 +182,26 @@ def test_recipes_at_the_papers_size_are_planned(
     assert run(app, command) == 0
     text = capsys.readouterr().out
     assert f"{parameters:,} parameters" in text and "FSDP" in text and "GiB" in text
+
+
+def test_the_page_on_scaling_says_what_the_plan_says() -> None:
+    page = (RECIPES.parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in page.splitlines()
+        if "| bipe-rope-" in line
+    ]
+    assert len(rows) == 3
+    for name, parameters, step, tokens, layout, days, replicated, sharded in rows:
+        devices, blocks = map(int, layout.split(" x "))
+        recipe = load_recipe(RECIPES / f"{name}.yaml")
+        planned = plan(recipe, devices, 32000)
+        assert planned.sharded is not None and blocks == recipe.training.batch_size
+        found = [planned.parameters, planned.tokens_per_step, planned.tokens]
+        assert [parameters, step, tokens] == [f"{number:,}" for number in found]
+        assert float(days) == round(planned.flops / 86400 / devices / 1e14, 1)
+        memory = [planned.replicated.peak, planned.sharded.peak]
+        assert [replicated, sharded] == [f"{peak / 2**30:.2f}" for peak in memory]
 
 
 def test_what_cannot_be_planned_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from bipe.models import BipeForCausalLM
 from bipe.training import TrainingSettings, train_model
 from bipe.training.order import SeededOrder
 from bipe.training.trainer import BlockTrainer, validation_loss
@@ -257,6 +258,36 @@ def test_a_finished_run_is_loaded_and_not_trained_again(fit):
 def test_what_only_concerns_checkpoints_may_change_between_parts(fit):
     fit()
     assert fit(on_progress=refuse, checkpoint_every=5, keep_checkpoints=1).history
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_implementation_of_attention_is_a_setting(fit, make_config, attention):
+    seen = []
+    forward = BipeForCausalLM.forward
+
+    def watch(model, *arguments, **named):
+        seen.append(model.config._attn_implementation)
+        return forward(model, *arguments, **named)
+
+    plain = fit("plain", config=make_config("bipe-alibi"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BipeForCausalLM, "forward", watch)
+        other = fit("other", config=make_config("bipe-alibi"), attention=attention)
+    assert set(seen) == {attention} and plain.model.config._attn_implementation == "segment_local"
+    assert other.model.config._attn_implementation == "segment_local"
+    losses = [[row["loss"] for row in run.history if "loss" in row] for run in (plain, other)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_a_compiled_model_trains_alike(fit, make_config):
+    settings = {"steps": 2, "evaluate_every": None, "checkpoint_every": None, "warmup_steps": 1}
+    plain, compiled = (
+        fit(name, config=make_config("bipe-rope"), compile=name == "compiled", **settings)
+        for name in ("plain", "compiled")
+    )
+    losses = [[row["loss"] for row in run.history if "loss" in row] for run in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert (compiled.directory / "model.safetensors").is_file()
 
 
 def test_a_run_from_before_a_setting_was_there_is_the_same_run(fit, tmp_path):

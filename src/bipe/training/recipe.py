@@ -174,6 +174,10 @@ class TrainingSettings(Settings):
     """Whether matrices multiply in bfloat16 (autocast; weights and optimizer stay float32)."""
     tf32: bool = False
     """Whether a GPU may multiply float32 matrices in TensorFloat-32, while training and after it."""
+    attention: Literal["eager", "flex", "sdpa", "segment_local"] | None = None
+    """The implementation of attention to train with; null for the model's own choice."""
+    compile: bool = False
+    """Whether torch.compile makes kernels of the model first, which takes a minute and pays on a GPU."""
     gradient_checkpointing: bool = False
     """Whether layers run again in the backward pass, to save memory."""
     log_every: Size | None = None

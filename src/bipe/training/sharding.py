@@ -9,13 +9,18 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 
+def shards() -> bool:
+    """Whether accelerate was told to share the weights out."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+
 def refuse_sharding_on_cpu() -> None:
     """Refuse FSDP through accelerate where there is no accelerator.
 
     Raises:
         ValueError: `accelerate launch --use_fsdp` started this process, and there is none.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") and not torch.cuda.is_available():
+    if shards() and not torch.cuda.is_available():
         raise ValueError(
             "accelerate's FSDP shards on accelerators only, and there is none here. Start with torchrun, "
             "which gives each process the whole model; torch's own fully_shard does work on a CPU."

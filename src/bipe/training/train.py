@@ -126,6 +126,8 @@ def train_model(
     args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
     order = run_order(blocks, settings, args)
     model = _initial_model(config, blocks, order, start)
+    if settings.attention is not None:
+        model.set_attn_implementation(settings.attention)
     gradual = [] if settings.gradual_steps is None else [GradualRotation(model, settings.gradual_steps)]
     adapters = None if settings.lora is None else add_adapters(model, settings.lora, seed)
     if args.should_save:

@@ -19,7 +19,7 @@ from . import checkpoints
 from .history import Measure
 from .order import Blocks, SeededOrder, batches
 from .recipe import TrainingSettings
-from .sharding import whole
+from .sharding import shards, whole
 
 
 class TrainingDiverged(RuntimeError):
@@ -35,6 +35,8 @@ def training_arguments(
     # transformers renamed the argument on the way to 5.23, which warns about the old name.
     old, new = "gradient_checkpointing", "activation_checkpointing"
     checkpointing: dict[str, Any] = {new if new in fields else old: settings.gradient_checkpointing}
+    # Else every process would hold whole gradients from the first pass of a step to the last.
+    accumulation = {"gradient_accumulation_kwargs": {"sync_each_batch": True}} if shards() else None
     arguments = TrainingArguments(
         output_dir=str(checkpoints.staging_folder(run)),
         max_steps=settings.steps,
@@ -50,6 +52,7 @@ def training_arguments(
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",
         bf16=settings.bf16,
+        torch_compile=settings.compile,
         tf32=True if settings.tf32 and on_accelerator else None,
         use_cpu=not on_accelerator,
         seed=seed,
@@ -66,6 +69,7 @@ def training_arguments(
         dataloader_pin_memory=on_accelerator,
         dataloader_num_workers=settings.loader_workers,
         ddp_find_unused_parameters=False,
+        accelerator_config=accumulation,
         **checkpointing,
     )
     if arguments.n_gpu > 1:
