@@ -1,5 +1,5 @@
 # The scripts do the work; each first makes the virtual environment (.venv) where it is missing or out of date.
-.PHONY: demo test check test-browser test-gpu test-pretrained docs clean
+.PHONY: demo test check test-browser test-faults test-gpu test-pretrained docs clean
 
 demo: ## compare the encodings on text that Python ships, about ten minutes on two cores
 	@scripts/demo
@@ -12,6 +12,9 @@ check: ## lint, format, types, import contract
 
 test-browser: ## the report in a headless Chromium (Debian: apt-get install chromium)
 	@scripts/test -m browser
+
+test-faults: ## fifty kills at random moments, about ten minutes
+	@scripts/test-faults
 
 test-gpu: ## the same results on a CUDA device as on a CPU
 	@scripts/test-gpu

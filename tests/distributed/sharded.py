@@ -16,11 +16,7 @@ from bipe.models import BipeConfig, BipeForCausalLM
 from bipe.models.initialization import initialize_by_name
 from bipe.training.sharding import whole, whole_weights
 
-folder = Path(sys.argv[1])
-dist.init_process_group("gloo")
-rank, processes = dist.get_rank(), dist.get_world_size()
-mesh = init_device_mesh("cpu", (processes,))
-config = BipeConfig.from_scheme(
+CONFIG = BipeConfig.from_scheme(
     "bipe-rope",
     end_token_ids=[3],
     vocab_size=500,
@@ -30,16 +26,17 @@ config = BipeConfig.from_scheme(
     num_attention_heads=4,
     max_offset=128,
 )
-ids = torch.randint(0, 500, (8, 128), generator=torch.Generator().manual_seed(1))
+IDS = torch.randint(0, 500, (8, 128), generator=torch.Generator().manual_seed(1))
 
 
 def made() -> BipeForCausalLM:
-    model = BipeForCausalLM(config)
+    model = BipeForCausalLM(CONFIG)
     initialize_by_name(model, 0)
     return model.train()
 
 
 def sharded(model: BipeForCausalLM) -> BipeForCausalLM:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
@@ -56,42 +53,53 @@ def trained(model: BipeForCausalLM, blocks: torch.Tensor) -> list[list[float]]:
         optimizer.step()
         optimizer.zero_grad()
         mean = loss.detach().clone()
-        if len(blocks) < len(ids):
+        if len(blocks) < len(IDS):
             dist.all_reduce(mean)
-            mean /= processes
+            mean /= dist.get_world_size()
         rows.append([float(mean), float(norm)])
     return rows
 
 
-part = ids[rank::processes]
-model, alone = sharded(made()), made()
-found = {"are_shards": all(isinstance(weight, DTensor) for weight in model.parameters())}
-found["here"] = sum(weight.to_local().numel() for weight in model.parameters()) / model.num_parameters()
-found["sharded"], found["alone"] = trained(model, part), trained(alone, ids)
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    part = IDS[rank :: dist.get_world_size()]
+    model, alone = sharded(made()), made()
+    found = {"are_shards": all(isinstance(weight, DTensor) for weight in model.parameters())}
+    found["here"] = sum(weight.to_local().numel() for weight in model.parameters()) / model.num_parameters()
+    found["sharded"], found["alone"] = trained(model, part), trained(alone, IDS)
 
-# From two processes to one.
-weights = whole_weights(model)
-if rank == 0:
-    model.save_pretrained(folder / "sharded", state_dict=weights)
-    alone.save_pretrained(folder / "alone", state_dict=whole_weights(alone))
-dist.barrier()
-# From one to two: the next steps are the same again.
-again = sharded(made())
-loaded = BipeForCausalLM.from_pretrained(folder / "alone").state_dict()
-set_model_state_dict(again, loaded, options=StateDictOptions(full_state_dict=True))
-found["sharded_again"], found["alone_again"] = trained(again, part), trained(alone, ids)
+    # From two processes to one.
+    weights = whole_weights(model)
+    if rank == 0:
+        model.save_pretrained(folder / "sharded", state_dict=weights)
+        alone.save_pretrained(folder / "alone", state_dict=whole_weights(alone))
+    dist.barrier()
+    # From one to two: the next steps are the same again.
+    again = sharded(made())
+    loaded = BipeForCausalLM.from_pretrained(folder / "alone").state_dict()
+    set_model_state_dict(again, loaded, options=StateDictOptions(full_state_dict=True))
+    found["sharded_again"], found["alone_again"] = trained(again, part), trained(alone, IDS)
+    found["peak"] = peak(part)
+    if rank == 0:
+        (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
 
-measured = sharded(made())
-optimizer = torch.optim.AdamW(measured.parameters(), fused=True)
-tracker = FSDPMemTracker(measured, optimizer)
-tracker.track_inputs((part,))
-with tracker:
-    for _ in range(2):
-        tracker.reset_mod_stats()
-        measured(input_ids=part, labels=part, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-found["peak"] = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-if rank == 0:
-    (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
-dist.destroy_process_group()
+
+def peak(part: torch.Tensor) -> int:
+    """Bytes that are there at once in two steps, at most."""
+    measured = sharded(made())
+    optimizer = torch.optim.AdamW(measured.parameters(), fused=True)
+    tracker = FSDPMemTracker(measured, optimizer)
+    tracker.track_inputs((part,))
+    with tracker:
+        for _ in range(2):
+            tracker.reset_mod_stats()
+            measured(input_ids=part, labels=part, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
