@@ -13,7 +13,7 @@ check: ## lint, format, types, import contract
 test-browser: ## the report in a headless Chromium (Debian: apt-get install chromium)
 	@scripts/test -m browser
 
-test-faults: ## fifty kills at random moments, about ten minutes
+test-faults: ## fifty kills at random moments, thousands of harmed files, about a quarter of an hour
 	@scripts/test-faults
 
 test-gpu: ## the same results on a CUDA device as on a CPU

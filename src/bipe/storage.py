@@ -1,12 +1,36 @@
-"""Tensors in files: whole or not there, and an error that names the file."""
+"""Files that are whole or not there, and an error that names the file."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a stop of this process, finds the old text or the new one."""
+    draft = _draft_of(path)
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def is_draft(path: Path) -> bool:
+    """Whether a file is what a process that was killed left of one it was writing."""
+    return re.fullmatch(r".+\.\d+\.draft", path.name) is not None
+
+
+def discard_drafts(folder: Path) -> None:
+    """Delete what processes that were killed left half-written in a folder; no other may be writing there."""
+    for path in folder.glob("*.draft"):
+        if is_draft(path):
+            path.unlink()
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.draft")
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
@@ -16,7 +40,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: they cannot be written, as on a full disk.
     """
     path = Path(path)
-    draft = path.with_name(f"{path.name}.draft")
+    draft = _draft_of(path)
     try:
         save_file(dict(tensors), str(draft))
     except SafetensorError as error:

@@ -75,11 +75,11 @@ def extend(
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    import yaml
+    from bipe.plain import read_yaml
 
     try:
-        parsed = yaml.safe_load(text)
-    except yaml.YAMLError:
+        parsed = read_yaml(text)
+    except ValueError:
         parsed = text
     if not isinstance(parsed, dict):
         raise ValueError(f"--parameters takes names and values, such as '{{beta_fast: 16}}'; got {parsed!r}.")

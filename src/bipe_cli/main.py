@@ -22,6 +22,9 @@ from bipe_cli.segment import segment
 from bipe_cli.theory import theory
 from bipe_cli.train import train
 
+LONGEST_LINE = 1500
+"""Characters of an error."""
+
 EXIT_FAILURE = 1
 EXIT_WRONG_USE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells report
@@ -122,7 +125,10 @@ def _fail(reason: Exception | str, status: int) -> int:
 
 
 def _say(text: str) -> None:
-    print("bipe:", " ".join(text.split()), file=sys.stderr)
+    line = " ".join(text.split())
+    if len(line) > LONGEST_LINE:  # of a library that repeats all that it was given
+        line = f"{line[:LONGEST_LINE]} ... ({len(line):,} characters in all)"
+    print("bipe:", line, file=sys.stderr)
 
 
 def _wrong_use(error: TyperException) -> str:

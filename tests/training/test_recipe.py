@@ -157,7 +157,7 @@ def test_an_override_that_stands_for_several_settings_is_refused():
     ("content", "message"),
     [
         (None, "cannot be read: No such file"),
-        ("scheme: [rope", "line 2 is not YAML"),
+        ("scheme: [rope", "is no plain YAML: line 2"),
         ("- rope", "must hold a mapping with scheme, .*; got list"),
         ("", "must hold a mapping with scheme, .*; got NoneType"),
     ],

@@ -20,7 +20,8 @@ from bipe.evaluation.windows import without
 from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
 from bipe.segmentation import segmenter_of
-from bipe.training.run_folder import first_difference, read_json, write_whole
+from bipe.storage import discard_drafts, write_whole
+from bipe.training.run_folder import first_difference, read_json
 from bipe.training.train import check_recipe, configure
 
 from .corpus import FILE, Corpus, load_corpus, make_corpus
@@ -119,6 +120,7 @@ def _claim(settings: Comparison, out: Path) -> None:
     Schemes and seeds may be added to a comparison; all else decides what comes out.
     """
     here = settings.model_dump(mode="json")
+    discard_drafts(out)
     if there := _settings_there(out):
         grown = {name: here[name] for name in ADDABLE}
         if difference := first_difference(there.model_dump(mode="json") | grown, here):

@@ -16,10 +16,10 @@ from bipe.evaluation.arithmetic import answered_right
 from bipe.evaluation.losses import save_curves, window_losses
 from bipe.evaluation.tasks import TASKS, TaskOptions, separators_of
 from bipe.models.checkpoint import Checkpoint
+from bipe.storage import write_whole
 from bipe.training.history import Measure
 from bipe.training.material import Arithmetic
 from bipe.training.recipe import Recipe, TrainingSettings
-from bipe.training.run_folder import write_whole
 from bipe.training.train import configure, train_model
 from bipe.training.trainer import TrainingDiverged
 

@@ -1,6 +1,5 @@
 """SCROLLS (Shaham et al. 2022, arXiv:2201.03533): long texts with questions, from the benchmark's files."""
 
-import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
+
+from bipe.plain import read_json
 
 from .packing import IGNORED
 from .tokens import opening_ids
@@ -142,7 +143,7 @@ def _examples(lines: Iterable[str], place: str) -> list[Example]:
 
 def _row(line: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = read_json(line)
     except ValueError as error:
         raise ValueError(f"{place} is not JSON: {error}.") from None
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("id", "input")):

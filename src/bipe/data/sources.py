@@ -1,11 +1,12 @@
 """Names and texts read from sources: files, folders, globs, data sets of `datasets`, the standard library."""
 
 import glob
-import json
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
+
+from bipe.plain import read_json
 
 # A document's name and its text, None where the bytes are not UTF-8.
 Entry = tuple[str, str | None]
@@ -100,7 +101,7 @@ def _read_jsonl(name: str, path: Path) -> Iterator[Entry]:
 
 def _text_of_json(line: str, place: str) -> str | None:
     try:
-        row = json.loads(line)
+        row = read_json(line)
     except ValueError as error:
         raise ValueError(f"{place} is not JSON: {error}. A .jsonl file holds one object a line.") from None
     if not isinstance(row, dict) or "text" not in row:

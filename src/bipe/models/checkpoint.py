@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -81,8 +80,10 @@ def load_model(directory: Path) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # reported below, by name
         )
         model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except ValueError:
+        raise
+    except Exception as error:  # transformers checks little of a config before it uses it
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{directory} could not be read as a model: {reason}") from error
     for kind in ("missing", "unexpected", "mismatched"):
         # A mismatch is told with both shapes.
@@ -91,6 +92,9 @@ def load_model(directory: Path) -> PreTrainedModel:
             raise ValueError(
                 f"The weights in {directory} are not those of its config.json: {kind} {names[0]}."
             )
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"The weights in {directory} are not all finite numbers: {name}.")
     return cast("Any", model).to(local_device()).eval()
 
 

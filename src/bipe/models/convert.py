@@ -1,6 +1,5 @@
 """Checkpoints of others as this project's, and back: the released BiPE format, and Llama's architecture."""
 
-import json
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from transformers import (
 
 from bipe.data.tokens import load_tokenizer
 from bipe.encodings.inter import INTER_ENCODINGS
+from bipe.plain import read_json
 from bipe.registry import choose, split_spec
 
 from .configuration import BipeConfig
@@ -197,7 +197,7 @@ def read_config(source: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{source} is no folder of a model: it has no config.json.")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(fields, dict):

@@ -1,6 +1,5 @@
 """Weights read from the files that transformers' checkpoints come in, without running what may be in them."""
 
-import json
 import pickle
 import warnings
 from pathlib import Path
@@ -9,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from bipe.plain import read_json
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of whole weights, the one to prefer first; in shards, each has an index beside it."""
@@ -31,7 +32,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        place: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        place: dict[str, str] = read_json(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted({str(shard) for shard in place.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not the index of a checkpoint in shards: {error!r}.") from error

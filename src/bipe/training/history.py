@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .run_folder import write_whole
+from bipe.storage import write_whole
 
 Row = dict[str, Any]
 Progress = Callable[[Row], None]

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bipe.data.arithmetic import longest
+from bipe.plain import read_yaml
 
 Size = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -336,15 +337,14 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 def _read_mapping(kind: type[Settings], path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ValueError(f"The recipe {str(path)!r} cannot be read: {reason}.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "unreadable"
-        raise ValueError(f"{path}{place} is not YAML: {reason}.") from None
+    try:
+        values = read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no plain YAML: {error}.") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping with {_names(kind)}; got {type(values).__name__}.")
     return values
@@ -389,8 +389,8 @@ def _parse_value(text: str) -> Any:
     if text[:1] not in ("[", "{"):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return read_yaml(text)
+    except ValueError:
         raise ValueError(f"{text!r} is no list or dictionary in YAML.") from None
 
 

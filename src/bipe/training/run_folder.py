@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bipe import plain
 from bipe.models import BipeConfig
 from bipe.processes import is_first, processes
+from bipe.storage import discard_drafts, is_draft, write_whole
 
 from . import checkpoints
 from .order import Blocks
@@ -117,11 +118,16 @@ def check_start(run: Path, start: Path) -> None:
 
 
 def refuse_foreign_files(run: Path) -> None:
-    """Raise where `run` holds files, but no record of a run that made them: they are somebody's."""
+    """Raise where `run` holds files, but no record of a run that made them: they are somebody's.
+
+    What a run left half-written when it was killed is deleted.
+    """
+    if is_first():
+        discard_drafts(run)
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file; a run needs a folder.")
     if run.exists() and not (run / MARKER).exists():
-        for path in sorted(run.iterdir()):
+        for path in sorted(path for path in run.iterdir() if not is_draft(path)):
             raise ValueError(
                 f"{run} holds a {path.name} but no {MARKER}, so no run of bipe made it. "
                 "Choose another folder."
@@ -146,7 +152,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: the file holds something else; the message names it.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = plain.read_json(path.read_text(encoding="utf-8"))
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -158,13 +164,6 @@ def write_marker(run: Path, identity: Identity, *, steps_done: int, finished: bo
     """Write `training.json` in one piece."""
     marker = {"steps_done": steps_done, "finished": finished, "identity": identity}
     write_whole(run / MARKER, json.dumps(marker, indent=1))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a stop of this process, finds the old text or the new one."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str | None:

@@ -23,6 +23,7 @@ from bipe.processes import in_turn, is_first
 from bipe.registry import choose
 from bipe.segmentation import build_segmenter, check_rule, segmenter_of
 from bipe.segmentation.statistics import mean_tokens_per_segment
+from bipe.storage import write_whole
 
 from . import checkpoints
 from .adapters import add_adapters, merge_adapters
@@ -46,7 +47,6 @@ from .run_folder import (
     is_finished,
     open_folder,
     write_marker,
-    write_whole,
 )
 from .sharding import refuse_sharding_on_cpu, whole_weights
 from .trainer import BlockTrainer, run_order, training_arguments

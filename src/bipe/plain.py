@@ -1,0 +1,63 @@
+"""JSON and YAML that were written by anybody: plain values, or an error that says what is wrong."""
+
+import json
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+
+
+def read_json(text: str | bytes) -> Any:
+    """The value that JSON spells.
+
+    >>> read_json('{"a": [1, null]}')
+    {'a': [1, None]}
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_yaml(text: str) -> Any:
+    """The value that YAML spells, of plain types only.
+
+    >>> read_yaml("a: [1, null]")
+    {'a': [1, None]}
+
+    Raises:
+        ValueError: it is not YAML, has a tag of some program's, names something twice, repeats a part by an
+            alias (a few lines of which can stand for more than memory holds), or is nested too deeply.
+    """
+    try:
+        return yaml.load(text, _PlainLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise ValueError(f"{place}{getattr(error, 'problem', None) or 'unreadable'}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A SafeLoader without aliases, where each key stands once."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise ComposerError(None, None, "aliases are not read here", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str | None] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                problem = f"{name!r} stands there twice"
+                raise ConstructorError(None, None, problem, key.start_mark)
+            seen |= {name} - {None}
+        return super().construct_mapping(node, deep)
