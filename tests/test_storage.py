@@ -28,7 +28,7 @@ def test_drafts_of_killed_processes_are_discarded_and_nothing_else(tmp_path: Pat
 
 @pytest.mark.parametrize("text", ["{", "[" * 200_000, ""])
 def test_what_is_no_json_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match="too deeply|Expecting"):
+    with pytest.raises(ValueError, match=r"too deeply|Expecting"):
         read_json(text)
 
 
