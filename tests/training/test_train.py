@@ -290,6 +290,21 @@ def test_a_compiled_model_trains_alike(fit, make_config):
     assert (compiled.directory / "model.safetensors").is_file()
 
 
+def test_deterministic_algorithms_are_kept_to_and_let_go(fit, monkeypatch):
+    seen = []
+    step = BlockTrainer.training_step
+
+    def watch(trainer, *arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(BlockTrainer, "training_step", watch)
+    one, two = (fit(name, deterministic=True) for name in ("one", "two"))
+    assert all(seen) and not torch.are_deterministic_algorithms_enabled()
+    assert_same_weights(one.model, two.model)
+    assert_same_weights(one.model, fit("plain").model)
+
+
 def test_a_run_from_before_a_setting_was_there_is_the_same_run(fit, tmp_path):
     run = fit().directory
     marker = json.loads((run / "training.json").read_text())

@@ -177,6 +177,9 @@ class TrainingSettings(Settings):
     """Whether a GPU may multiply float32 matrices in TensorFloat-32, while training and after it."""
     attention: Literal["eager", "flex", "sdpa", "segment_local"] | None = None
     """The implementation of attention to train with; null for the model's own choice."""
+    deterministic: bool = False
+    """Whether torch is held to algorithms that give the same bits each time, also on a GPU, where some are
+    slower; on a CPU they do without this."""
     compile: bool = False
     """Whether torch.compile makes kernels of the model first, which takes a minute and pays on a GPU."""
     gradient_checkpointing: bool = False

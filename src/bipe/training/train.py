@@ -3,7 +3,8 @@
 import copy
 import json
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -136,7 +137,8 @@ def train_model(
 
     interruption = Interruption()
     tokens_per_step = order.draws // settings.steps * len(blocks[0]["input_ids"])
-    with nullcontext(on_progress) if on_progress else progress_line(settings.steps) as on_row:
+    progress = nullcontext(on_progress) if on_progress else progress_line(settings.steps)
+    with _algorithms_restored(), progress as on_row:
         history = HistoryRecorder(run, tokens_per_step, on_row, interruption.request)
         trainer = BlockTrainer(
             model,
@@ -367,6 +369,17 @@ def _run(trainer: BlockTrainer, interruption: Interruption) -> None:
         keep_history_until(trainer.run, checkpoints.step_of(checkpoint) if checkpoint else 0)
     with interruption.on_ctrl_c():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+@contextmanager
+def _algorithms_restored() -> Iterator[None]:
+    """Let a deterministic run hold this process to deterministic algorithms no longer than it lasts."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.deterministic = before[1]
 
 
 def _finish(trainer: BlockTrainer, model: BipeForCausalLM, use_cache: bool) -> None:

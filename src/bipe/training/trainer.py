@@ -53,6 +53,7 @@ def training_arguments(
         optim="adamw_torch_fused",
         bf16=settings.bf16,
         torch_compile=settings.compile,
+        full_determinism=settings.deterministic,
         tf32=True if settings.tf32 and on_accelerator else None,
         use_cpu=not on_accelerator,
         seed=seed,

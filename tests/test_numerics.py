@@ -1,0 +1,117 @@
+"""Small floats and large positions: finite, and as near to float64 as float32 allows.
+
+Five steps of training a scheme here; `make test-numerics` takes 500. BIPE_STEPS chooses.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bipe.models import SCHEMES, BipeForCausalLM
+from bipe.positions import MultilevelPositions
+
+ModelMaker = Callable[..., BipeForCausalLM]
+STEPS = int(os.environ.get("BIPE_STEPS", "5"))
+FAR = 2**31
+"""Segments before the text."""
+LONG = 131_071
+"""The last position of a context of 128 Ki tokens."""
+
+ROTATING = sorted(
+    name
+    for name, scheme in SCHEMES.items()
+    if scheme.inter["type"] in ("rope", "hirope", "rope_levels", "xpos", "sliding_rope")
+)
+
+
+def shifted(model: BipeForCausalLM, ids: torch.Tensor, by: int) -> Any:
+    """The positions of a text with so many segments, and tokens, before it."""
+    positions = model.positions(ids)
+    moved = positions._replace(segment=positions.segment + by, token=positions.token + by)
+    return moved._replace(outer=moved.outer + by) if isinstance(moved, MultilevelPositions) else moved
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_training_in_half_precision_stays_finite(
+    scheme: str, dtype: torch.dtype, make_model: ModelMaker
+) -> None:
+    model = make_model(scheme, initializer_range=0.02).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(STEPS):
+        ids = torch.randint(0, 12, (4, 32), generator=generator)
+        ids[:, 1::2] = ids[:, ::2]  # every other token is known
+        with torch.autocast("cpu", dtype):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert all(loss == loss and loss < 10 for loss in losses)
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+    if STEPS >= 100:
+        assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_a_step_needs_no_algorithm_that_is_not_deterministic(scheme: str, make_model: ModelMaker) -> None:
+    model = make_model(scheme).train()
+    ids = torch.randint(0, 12, (2, 24), generator=torch.Generator().manual_seed(1))
+    torch.use_deterministic_algorithms(True)
+    try:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_two_thousand_million_segments_do_not_overflow(scheme: str, make_model: ModelMaker) -> None:
+    model = make_model(scheme).eval()
+    ids = torch.randint(0, 12, (1, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        near, far = (model(ids, positions=shifted(model, ids, by)).logits for by in (0, FAR))
+    assert torch.isfinite(far).all()
+    if SCHEMES[scheme].inter["type"] in ("alibi", "alibi2", "alibi_levels", "t5", "kerple", "zero", "cope"):
+        # Distances are of whole numbers, however far they are from 0.
+        torch.testing.assert_close(far, near, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ROTATING)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_autocast_does_not_reach_the_angles(scheme: str, dtype: torch.dtype, make_model: ModelMaker) -> None:
+    model = make_model(scheme).eval()
+    ids = torch.randint(0, 12, (1, 16), generator=torch.Generator().manual_seed(1))
+    positions = shifted(model, ids, LONG)
+    plain = model.model.inter(positions, positions, torch.float32)
+    with torch.autocast("cpu", dtype):
+        inside = model.model.inter(positions, positions, dtype)
+    for name in ("query_rotation", "key_rotation"):
+        for here, there in zip(getattr(plain, name), getattr(inside, name), strict=True):
+            torch.testing.assert_close(there.float(), here, rtol=0, atol=2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("scheme", ["rope", "bipe-rope"])
+def test_the_rotation_at_131071_is_that_of_float64(scheme: str, make_model: ModelMaker) -> None:
+    """The frequencies are Llama's, in float32: an angle is off by its size times 2^-24, 0.008 at most."""
+    model = make_model(scheme).eval()
+    ids = torch.randint(0, 12, (1, 16), generator=torch.Generator().manual_seed(1))
+    positions = shifted(model, ids, LONG - 16)
+    index = positions.segment if scheme == "bipe-rope" else positions.token
+    with torch.autocast("cpu", torch.bfloat16):
+        cosine, sine = model.model.inter(positions, positions, torch.float32).query_rotation
+    channels = model.config.head_dim
+    frequencies = 10_000.0 ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+    angles = (index.double()[..., None] * frequencies).repeat(1, 1, 2)
+    for here, exact in ((cosine, angles.cos()), (sine, angles.sin())):
+        assert here.dtype == torch.float32
+        torch.testing.assert_close(here.double(), exact, rtol=0, atol=0.008)
