@@ -247,6 +247,13 @@ def test_an_order_depends_on_the_seed_and_differs_from_pass_to_pass():
     assert order[:64] != order[64:]
 
 
+def test_what_an_order_draws_is_what_it_yields_and_few_stand_for_many():
+    order = SeededOrder(40, 13, seed=3)
+    assert order.drawn(100) == sorted(order) and SeededOrder(5, 13, seed=3).drawn(100) == list(range(5))
+    few = order.drawn(4)
+    assert len(few) == 4 and set(few) < set(order) and few[0] == min(order) and few[-1] == max(order)
+
+
 def test_a_finished_run_is_loaded_and_not_trained_again(fit):
     trained = fit()
     loaded = fit(on_progress=refuse)
@@ -350,7 +357,7 @@ def test_the_longest_offset_of_the_blocks_seen_is_recorded(fit, make_config, blo
     assert fit("all", config=make_config("learned")).model.config.max_trained_offset == 15
     config = make_config("bipe-rope")
     trained = fit("few", config=config, steps=1, warmup_steps=0, batch_size=2)
-    seen = SeededOrder(len(blocks), 2, seed=7).drawn()
+    seen = SeededOrder(len(blocks), 2, seed=7).drawn(1000)
     offsets = [trained.model.positions(**without_labels(blocks[index])).offset.max() for index in seen]
     assert trained.model.config.max_trained_offset == max(offsets)
     assert AutoModelForCausalLM.from_pretrained(trained.directory).config.max_trained_offset == max(offsets)
@@ -359,7 +366,7 @@ def test_the_longest_offset_of_the_blocks_seen_is_recorded(fit, make_config, blo
 
 def test_the_segments_of_ninety_nine_blocks_in_a_hundred_are_recorded(fit, make_config, blocks):
     trained = fit("run", config=make_config("bipe-rope"), steps=60, warmup_steps=0, batch_size=2)
-    seen = SeededOrder(len(blocks), 120, seed=7).drawn()
+    seen = SeededOrder(len(blocks), 120, seed=7).drawn(1000)
     segments = sorted(
         int(trained.model.positions(**without_labels(blocks[index])).segment.max()) + 1 for index in seen
     )

@@ -157,6 +157,8 @@ class Comparison(Settings):
         for name in self.arms:
             self._check_arm(name)
         self._check_tasks()
+        if self.data.store is not None:
+            raise ValueError("A comparison keeps its text itself: leave out data.store.")
         for protocol in self.evaluation.protocols:
             choose("protocol", PROTOCOLS, protocol)
         if len(set(self.evaluation.protocols)) < len(self.evaluation.protocols):

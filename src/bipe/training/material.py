@@ -12,7 +12,9 @@ from bipe.data.arithmetic import ArithmeticBlocks, Split, arithmetic_tokenizer
 from bipe.data.documents import Document, load_documents
 from bipe.data.packing import hold_out_tails, pack
 from bipe.data.scrolls import Example, ScrollsBlocks, read_scrolls
+from bipe.data.store import TokenStore
 from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
+from bipe.processes import is_first
 
 from .order import Blocks
 from .recipe import ArithmeticSettings, DataSettings
@@ -76,6 +78,38 @@ class Text:
     @property
     def _eos(self) -> int | None:
         return cast("int | None", self.tokenizer.eos_token_id)
+
+
+@dataclass(frozen=True)
+class StoredText:
+    """Documents as tokens on a disk.
+
+    Attributes:
+        store: the training text.
+        validation: documents to validate on, each `(n,)` int64.
+    """
+
+    store: TokenStore
+    validation: list[Tensor]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What cut them."""
+        return self.store.tokenizer
+
+    @property
+    def documents(self) -> list[Tensor]:
+        """See `Material`; the first ones."""
+        return self.store.documents(MEASURED)
+
+    def blocks(self, length: int, vocab_size: int | None = None) -> Blocks:
+        """See `Material`."""
+        return self.store.blocks(length)
+
+    def validation_blocks(self, length: int, vocab_size: int | None = None) -> Blocks:
+        """See `Material`."""
+        eos = cast("int | None", self.tokenizer.eos_token_id)
+        return pack(self.validation, length, eos, vocab_size=vocab_size, name="validation text")
 
 
 class Arithmetic:
@@ -158,7 +192,22 @@ def read_material(data: DataSettings, start: str | None = None) -> Material:
     if data.scrolls is not None:
         return _read_scrolls(data.scrolls.task, data.tokenizer or start)
     assert data.train is not None, "the settings have seen to it"
+    if data.store is not None:
+        return _read_store(data, data.train, data.tokenizer or start)
     return make_text(data, load_documents(data.train, limit=data.max_documents), start)
+
+
+def _read_store(data: DataSettings, sources: Sequence[str], tokenizer: str | None) -> StoredText:
+    """Fill a store, or wait until the first process has."""
+    if tokenizer is None or data.store is None or data.validation is None:
+        raise ValueError("A store of tokens needs a tokenizer: name one, or a model to start from.")
+    store = TokenStore(data.store, sources, load_tokenizer(tokenizer), data.max_documents)
+    if is_first():
+        store.fill()
+    else:
+        store.wait()
+    validation = encode(load_documents(data.validation, limit=data.max_documents), store.tokenizer)
+    return StoredText(store, validation)
 
 
 def make_text(data: DataSettings, documents: Sequence[Document], start: str | None = None) -> Text:

@@ -53,6 +53,12 @@ class SeededOrder(Sampler[int]):
         for start in range(0, self.draws, self.blocks):
             yield from torch.randperm(self.blocks, generator=generator)[: self.draws - start].tolist()
 
-    def drawn(self) -> list[int]:
-        """The blocks that the run sees at least once, ascending."""
-        return list(range(self.blocks)) if self.draws >= self.blocks else sorted(self)
+    def drawn(self, most: int) -> list[int]:
+        """The blocks that the run sees at least once, ascending; of more than `most`, so many."""
+        if self.draws >= self.blocks:
+            seen = torch.arange(self.blocks)
+        else:
+            generator = torch.Generator().manual_seed(self.seed)
+            seen = torch.randperm(self.blocks, generator=generator)[: self.draws].sort().values
+        places = torch.linspace(0, len(seen) - 1, min(most, len(seen)), dtype=torch.float64).round().long()
+        return seen[places].tolist()

@@ -69,6 +69,9 @@ class DataSettings(Settings):
     """Where the validation text comes from; null holds out the last twentieth of each training document."""
     max_documents: Size | None = None
     """The largest number of documents read from each source; null reads everything."""
+    store: str | None = None
+    """A folder to keep the training text in as tokens, from where blocks are read; for text longer than
+    memory, which is read once as a stream. Needs tokenizer (or start) and validation."""
     tokenizer: str | None = None
     """A tokenizer's folder, or its name on the hub; null trains a byte-level BPE on the training text."""
     vocab_size: int = Field(default=2048, ge=257, le=2**20)
@@ -87,12 +90,14 @@ class DataSettings(Settings):
         if len(kinds) != 1:
             raise ValueError("give one of train, the text, arithmetic or scrolls.")
         unused = {
-            "arithmetic": ("validation", "max_documents", "tokenizer", "vocab_size", "train_length"),
-            "scrolls": ("validation", "max_documents", "vocab_size"),
+            "arithmetic": ("validation", "max_documents", "store", "tokenizer", "vocab_size", "train_length"),
+            "scrolls": ("validation", "max_documents", "store", "vocab_size"),
         }.get(kinds[0], ())
         for name in unused:
             if getattr(self, name) != DataSettings.model_fields[name].default:
                 raise ValueError(f"{name} is a setting of text; leave it out beside {kinds[0]}.")
+        if self.store is not None and self.validation is None:
+            raise ValueError("a store keeps the training text alone: name validation text as well.")
         return self
 
 

@@ -199,7 +199,9 @@ def _refuse_difference(run: Path, there: Identity, here: Identity, resume: bool)
 def _outcome(recipe: Recipe, count: int) -> Identity:
     settings = recipe.training.model_dump(mode="json", exclude=set(BOOKKEEPING))
     dealt = _dealt({"settings": settings, "processes": count})
-    return {**recipe.model_dump(mode="json"), "training": dealt["settings"]}
+    # Where tokens are kept says nothing of which.
+    fields = recipe.model_dump(mode="json", exclude={"data": {"store"}})
+    return {**fields, "training": dealt["settings"]}
 
 
 def _sample_checksum(blocks: Blocks) -> dict[str, Any]:

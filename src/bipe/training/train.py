@@ -55,6 +55,8 @@ from .trainer import BlockTrainer, run_order, training_arguments
 ENVIRONMENT = "environment.json"
 BYTES_A_PARAMETER = 16
 """Of training in float32: a weight, its gradient and two moments."""
+EXTENT_BLOCKS = 2**17
+"""Blocks that are looked through, at most, for the longest offset and the number of segments."""
 FROZEN_BYTES = 4
 """Of a weight that stays as it is beside adapters."""
 
@@ -329,7 +331,8 @@ def _initial_model(
     else:
         model = cast(BipeForCausalLM, load_model(start)).float()
         without_code(model.config)
-    (longest, segments), trained = _extent(model, blocks, order.drawn()), model.config.max_trained_offset
+    longest, segments = _extent(model, blocks, order.drawn(EXTENT_BLOCKS))
+    trained = model.config.max_trained_offset
     if start is None or trained is not None:  # None, of a converted model, says that all have been trained
         model.config.max_trained_offset = max(longest, trained or 0)
     model.config.original_max_segments = max(segments, model.config.original_max_segments or 0)

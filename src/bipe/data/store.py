@@ -1,0 +1,196 @@
+"""Text longer than memory: read once as a stream, kept as token ids on a disk, read from there by block."""
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bipe.plain import read_json
+from bipe.storage import discard_drafts, is_draft, write_whole
+
+from .documents import Document
+from .packing import PackedBlocks
+from .sources import read_source
+from .tokens import encode
+
+RECORD, TOKENS, STARTS = "store.json", "tokens.int32", "starts.int64"
+CHUNK_CHARACTERS = 4_000_000
+"""Text that is encoded, written and recorded at a time."""
+POLL_SECONDS = 1.0
+
+
+class TokenStore:
+    """Documents one after another as token ids, each with the end of text behind it, in files.
+
+    >>> import tempfile
+    >>> from bipe.data.tokens import train_tokenizer
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "text.txt").write_text("One. Two. Three.")
+    >>> store = TokenStore(folder / "store", [str(folder / "text.txt")], train_tokenizer(["One."], 257))
+    >>> store.fill()
+    >>> len(store.blocks(8)), store.documents(1)[0].shape
+    (2, torch.Size([16]))
+
+    Args:
+        folder: where it is, or will be.
+        sources: what `load_documents` takes.
+        tokenizer: cuts the text; its vocabulary is part of what the store is.
+        limit: documents read from each source at most; None reads all.
+
+    Raises:
+        ValueError: the folder holds other text, or files that are none of a store.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        sources: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        limit: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.tokenizer = tokenizer
+        self.identity = {"sources": list(sources), "limit": limit, "tokenizer": _checksum(tokenizer)}
+        self._read_record()
+
+    def _read_record(self) -> dict[str, Any]:
+        path = self.folder / RECORD
+        if not path.exists():
+            if self.folder.exists() and not all(map(is_draft, self.folder.iterdir())):
+                raise ValueError(f"{self.folder} is in use and holds no {RECORD}. Choose another folder.")
+            return {**self.identity, "read": 0, "documents": 0, "tokens": 0, "finished": False}
+        try:
+            record = read_json(path.read_text(encoding="utf-8"))
+            numbers = [record[name] for name in ("read", "documents", "tokens")]
+            assert all(type(number) is int and number >= 0 for number in numbers)
+        except (ValueError, KeyError, TypeError, AssertionError):
+            raise ValueError(f"{path} is not the record of a store of tokens. Delete the folder.") from None
+        for name, value in self.identity.items():
+            if record.get(name) != value:
+                raise ValueError(
+                    f"{self.folder} holds other text: {name} is {record.get(name)!r} there and {value!r} "
+                    "here. Choose another folder, or delete it."
+                )
+        return record
+
+    def fill(self) -> None:
+        """Read the sources to their end and keep their tokens; what is there already is not read again.
+
+        A stop at any moment loses the chunk that was being read, and nothing else.
+
+        Raises:
+            ValueError: a source does not exist, or no text is in any.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        discard_drafts(self.folder)
+        record = self._read_record()
+        if record["finished"]:
+            return
+        write_whole(self.folder / RECORD, json.dumps(record))  # so that the files are known to be ours
+        entries = _entries(self.identity["sources"], self.identity["limit"])
+        for _ in islice(entries, record["read"]):
+            pass
+        with open(self.folder / TOKENS, "ab") as tokens, open(self.folder / STARTS, "ab") as starts:
+            # What was written behind the last record is written again.
+            tokens.truncate(record["tokens"] * 4)
+            starts.truncate(record["documents"] * 8)
+            for read, documents in _chunks(entries):
+                for ids in self._with_ends(encode(documents, self.tokenizer)):
+                    starts.write(record["tokens"].to_bytes(8, "little"))
+                    tokens.write(ids.to(torch.int32).numpy().tobytes())
+                    record["tokens"] += len(ids)
+                    record["documents"] += 1
+                record["read"] += read
+                for file in (tokens, starts):
+                    file.flush()
+                    os.fsync(file.fileno())
+                write_whole(self.folder / RECORD, json.dumps(record))
+        if not record["documents"]:
+            raise ValueError(f"No text is in {', '.join(map(repr, self.identity['sources']))}.")
+        if skipped := record["read"] - record["documents"]:
+            warnings.warn(f"{skipped:,} documents are empty, blank or not UTF-8.", stacklevel=2)
+        write_whole(self.folder / RECORD, json.dumps({**record, "finished": True}))
+
+    def _with_ends(self, documents: Sequence[Tensor]) -> Iterator[Tensor]:
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        for ids in documents:
+            yield torch.cat((ids, torch.tensor(end, dtype=torch.int64)))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all text has been read."""
+        return bool(self._read_record()["finished"])
+
+    def wait(self) -> None:
+        """Wait until another process has filled it."""
+        while not self.is_finished:
+            time.sleep(POLL_SECONDS)
+
+    def blocks(self, length: int) -> PackedBlocks:
+        """Blocks of so many tokens, each read from the disk when it is asked for.
+
+        Raises:
+            ValueError: the text does not fill one.
+        """
+        stream, starts = self._mapped()
+        if len(stream) < length:
+            raise ValueError(
+                f"The text in {self.folder} has {len(stream)} tokens, fewer than one block of {length}."
+            )
+        return PackedBlocks(stream, starts, length)
+
+    def documents(self, most: int) -> list[Tensor]:
+        """The first documents, each `(n,)` int64, without what ends them."""
+        stream, starts = self._mapped()
+        borders = [*starts[: most + 1].tolist()]
+        if len(borders) <= most:
+            borders.append(len(stream))
+        ends = 0 if self.tokenizer.eos_token_id is None else 1
+        return [stream[start : end - ends].long() for start, end in pairwise(borders)]
+
+    def _mapped(self) -> tuple[Tensor, Tensor]:
+        record = self._read_record()
+        sizes = {TOKENS: (record["tokens"], torch.int32), STARTS: (record["documents"], torch.int64)}
+        mapped = []
+        for name, (size, dtype) in sizes.items():
+            path = self.folder / name
+            if not path.exists() or path.stat().st_size != size * dtype.itemsize:
+                raise ValueError(f"{path} is damaged: its size is not that of the record. Delete the folder.")
+            mapped.append(torch.from_file(str(path), shared=False, size=size, dtype=dtype))
+        return mapped[0], mapped[1]
+
+
+def _entries(sources: Sequence[str], limit: int | None) -> Iterator[tuple[str, str | None]]:
+    seen: set[Path] = set()
+    for source in sources:
+        yield from islice(read_source(source, seen), limit)
+
+
+def _chunks(entries: Iterator[tuple[str, str | None]]) -> Iterator[tuple[int, list[Document]]]:
+    """Documents in chunks, each with how many entries it is made from."""
+    read, size, documents = 0, 0, []
+    for name, text in entries:
+        read += 1
+        if text and not text.isspace():
+            documents.append(Document(name, text))
+            size += len(text)
+        if size >= CHUNK_CHARACTERS:
+            yield read, documents
+            read, size, documents = 0, 0, []
+    if read:
+        yield read, documents
+
+
+def _checksum(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of the vocabulary and of what ends a text."""
+    known = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps([known, tokenizer.eos_token_id]).encode()).hexdigest()
