@@ -17,6 +17,7 @@ def test_a_text_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_drafts_of_killed_processes_are_discarded_and_nothing_else(tmp_path: Path) -> None:
+    assert is_draft(Path("a.json.1.draft"), "a.json") and not is_draft(Path("a.json.1.draft"), "b.json")
     names = ["history.jsonl.4711.draft", "history.jsonl", "thesis.draft", "chapter.one.draft", "4711.draft"]
     for name in names:
         (tmp_path / name).write_text("x", encoding="utf-8")
@@ -41,6 +42,11 @@ def test_what_is_no_json_is_a_value_error(text: str) -> None:
         ("a: {b: 1, b: 2}", "'b' stands there twice"),
         ("a: !x 1", "tag '!x'"),
         ("[" * 30_000, "too deeply"),
+        ("a: !!bool foo", "not of its tag's kind"),
+        ("a: !!timestamp foo", "not of its tag's kind"),
+        ("a: !!int ''", "not of its tag's kind"),
+        ("a: !!map [a]", "expected a mapping"),
+        ("a: !!set [x]", "expected a mapping"),
     ],
 )
 def test_yaml_is_plain(text: str, said: str) -> None:

@@ -41,6 +41,8 @@ def read_yaml(text: str) -> Any:
         raise ValueError(f"{place}{getattr(error, 'problem', None) or 'unreadable'}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except (AttributeError, LookupError, TypeError) as error:  # of a tag whose value is of another kind
+        raise ValueError(f"a value is not of its tag's kind ({error!r})") from None
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -54,7 +56,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str | None] = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             name = key.value if isinstance(key, yaml.ScalarNode) else None
             if name in seen:
                 problem = f"{name!r} stands there twice"

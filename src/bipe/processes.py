@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,9 @@ import torch.distributed
 from accelerate import PartialState
 
 T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(hours=1)
+"""For the others: while the first process writes a checkpoint, or where shares differ."""
 
 
 def processes() -> int:
@@ -31,7 +35,7 @@ def local_device() -> torch.device:
     """Where this process computes: an accelerator of its own if the machine has them, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if processes() > 1 else "cuda")
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if processes() > 1 else "cuda")
 
 
 @contextmanager
@@ -71,4 +75,4 @@ def gather(found: Sequence[T]) -> list[T]:
 
 def join() -> PartialState:
     """Join the processes, if they have not been; accelerate's view of them."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)

@@ -17,15 +17,21 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-def is_draft(path: Path) -> bool:
-    """Whether a file is what a process that was killed left of one it was writing."""
-    return re.fullmatch(r".+\.\d+\.draft", path.name) is not None
+def is_draft(path: Path, of: str | None = None) -> bool:
+    """Whether a file is what a process that was killed left of one it was writing, of that name if given."""
+    name = ".+" if of is None else re.escape(of)
+    return re.fullmatch(rf"{name}\.\d+\.draft", path.name) is not None
 
 
-def discard_drafts(folder: Path) -> None:
-    """Delete what processes that were killed left half-written in a folder; no other may be writing there."""
+def discard_drafts(folder: Path, of: str | None = None) -> None:
+    """Delete what processes that were killed left half-written in a folder; no other may be writing there.
+
+    Args:
+        folder: known to be ours, where no name is given.
+        of: the only name whose drafts are deleted.
+    """
     for path in folder.glob("*.draft"):
-        if is_draft(path):
+        if is_draft(path, of):
             path.unlink()
 
 

@@ -55,7 +55,7 @@ def evaluate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
 ) -> None:
-    """Measure a trained model on a task; under torchrun, each process measures its share."""
+    """Measure a trained model on a task; under torchrun, processes share the work (but harness's)."""
     import json
 
     from bipe.evaluation.tasks import TASKS, TaskOptions

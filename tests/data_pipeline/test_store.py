@@ -91,7 +91,9 @@ def test_a_store_that_was_broken_off_goes_on(
 
 
 @pytest.mark.filterwarnings("ignore:2 documents are empty")
-def test_what_is_not_this_text_is_refused(source: str, tmp_path: Path) -> None:
+def test_what_is_not_this_text_is_refused(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "store"
     TokenStore(folder, [source], TOKENIZER).fill()
     with pytest.raises(ValueError, match="holds other text: limit is None there and 3 here"):
@@ -99,6 +101,21 @@ def test_what_is_not_this_text_is_refused(source: str, tmp_path: Path) -> None:
     other = train_tokenizer(["Other text."], 260)
     with pytest.raises(ValueError, match="holds other text: tokenizer is"):
         TokenStore(folder, [source], other)
+    with pytest.raises(ValueError, match="has ids up to 277, and the model a vocabulary of 100"):
+        TokenStore(folder, [source], TOKENIZER).blocks(16, vocab_size=100)
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    (folder / RECORD).write_text(json.dumps({**record, "finished": False}), encoding="utf-8")
+    content = (folder / TOKENS).read_bytes()
+    (folder / TOKENS).write_bytes(content[:-4])
+    with pytest.raises(ValueError, match="is damaged: it is shorter than recorded"):
+        TokenStore(folder, [source], TOKENIZER).fill()
+    monkeypatch.setattr(module, "STALLED_SECONDS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    with pytest.raises(RuntimeError, match="is not being filled any more"):
+        TokenStore(folder, [source], TOKENIZER).wait()
+    (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    (folder / TOKENS).write_bytes(content)
+    TokenStore(folder, [source], TOKENIZER).wait()
     with open(folder / TOKENS, "ab") as file:
         file.write(b"more")
     with pytest.raises(ValueError, match=r"tokens.int32 is damaged"):

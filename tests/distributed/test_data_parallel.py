@@ -15,7 +15,7 @@ RECIPE = """
 scheme: bipe-rope
 data: {train: [TEXT], vocab_size: 300, train_length: 32}
 model: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64}
-training: {steps: 6, batch_size: 8, learning_rate: 1.0e-3, log_every: 1, evaluate_every: 3, checkpoint_every: 3}
+training: {steps: 6, batch_size: 8, learning_rate: 1.0e-3, log_every: 1, evaluate_every: 3, checkpoint_every: 2}
 """
 # With --cpu, accelerate starts several processes through MPI alone; the launcher of --multi_gpu is torchrun's.
 LAUNCHERS = {
@@ -73,8 +73,8 @@ def test_two_processes_lose_what_one_loses(launcher: str, recipe: Path, alone: P
     assert run(app, ["train", str(recipe), "--out", str(out), "--training.batch_size", "4"]) == 2
 
 
-def interrupt(recipe: Path, out: Path, *more: str) -> None:
-    """Leave a run with its checkpoint of step 3."""
+def interrupt(recipe: Path, out: Path, step: int, *more: str) -> None:
+    """Let a run go on until its next checkpoint, that of a step, and no further."""
     script = (
         "import os, sys\n"
         "from bipe.training import checkpoints\n"
@@ -93,18 +93,65 @@ def interrupt(recipe: Path, out: Path, *more: str) -> None:
     command = [sys.executable, *launcher, str(path), "train", str(recipe), "--out", str(out), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode != 0 and (out / "checkpoints" / "step-3").is_dir(), done.stderr
+    assert done.returncode != 0 and (out / "checkpoints" / f"step-{step}").is_dir(), done.stderr
 
 
 def test_a_run_goes_on_with_another_number_of_processes(recipe: Path, alone: Path) -> None:
-    out = recipe.parent / "begun-alone"
-    interrupt(recipe, out)
-    launch("torchrun", "train", str(recipe), "--out", str(out), "--training.batch_size", "4")
+    out, half = recipe.parent / "begun-together", ("--training.batch_size", "4")
+    interrupt(recipe, out, 2, *half)
+    interrupt(recipe, out, 4)
+    assert run(app, ["train", str(recipe), "--out", str(out), *half]) == 2
+    launch("torchrun", "train", str(recipe), "--out", str(out), *half)
     assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
-    out = recipe.parent / "begun-together"
-    interrupt(recipe, out, "--training.batch_size", "4")
-    assert run(app, ["train", str(recipe), "--out", str(out)]) == 0
-    assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
+
+
+def test_an_older_record_that_tells_no_processes_is_of_as_many_as_now(recipe: Path) -> None:
+    out, half = recipe.parent / "older", ("--training.batch_size", "4")
+    launch("torchrun", "train", str(recipe), "--out", str(out), *half)
+    marker = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    assert marker["identity"].pop("processes") == 2
+    (out / "training.json").write_text(json.dumps(marker), encoding="utf-8")
+    launch("torchrun", "train", str(recipe), "--out", str(out), *half)
+
+
+def test_ctrl_c_at_one_process_stops_all_behind_the_same_step(recipe: Path, alone: Path) -> None:
+    out = recipe.parent / "interrupted"
+    script = recipe.parent / "interrupting.py"
+    script.write_text(
+        "import os, signal\n"
+        "from bipe.processes import rank\n"
+        "from bipe.training.trainer import BlockTrainer\n"
+        "step = BlockTrainer.training_step\n"
+        "def at_three(trainer, *arguments):\n"
+        "    if trainer.state.global_step == 3 and rank() == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return step(trainer, *arguments)\n"
+        "BlockTrainer.training_step = at_three\n"
+        "from bipe_cli.main import main\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    half = ("--training.batch_size", "4", "--training.steps", "12", "--training.schedule_steps", "12")
+    command = [
+        sys.executable,
+        "-m",
+        *LAUNCHERS["torchrun"],
+        str(script),
+        "train",
+        str(recipe),
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(
+        [*command, *half],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode != 0 and "Interrupted. What was finished is kept" in done.stderr, done.stderr
+    assert (out / "checkpoints" / "step-8").is_dir() and len(losses(out)) == 8 + 2
 
 
 def test_a_wrong_recipe_is_told_and_nobody_waits(recipe: Path) -> None:

@@ -87,7 +87,7 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(
     assert events > 50
     killed, number = 0, 0
     while killed < wanted:
-        number += 1
+        number, before = number + 1, killed
         folder = tmp_path / str(number) / "run"
         folder.parent.mkdir()
         if kind == "compare":
@@ -104,6 +104,10 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(
         done = victim(kind, folder)
         assert done.returncode == 0, done.stderr
         SAME[kind](whole, folder)
+        if kind == "train":
+            # A kill costs no more than the steps since a checkpoint, of which there is one every four.
+            done_steps = folder.with_suffix(".steps").read_text(encoding="utf-8").split()
+            assert len(done_steps) <= 24 + 4 * (killed - before)
 
 
 def _report(row: dict[str, Any]) -> None:
@@ -160,3 +164,26 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(
     assert done.returncode == 0 and f"{newest.name} is damaged" in done.stderr, done.stderr
     assert older.name not in done.stderr
     same_run(undisturbed("train")[0], folder)
+
+
+def test_a_kill_behind_the_last_step_costs_nothing(
+    undisturbed: Callable[[str], tuple[Path, int]], tmp_path: Path
+) -> None:
+    """When checkpoints are deleted, the record says already that the run is finished."""
+    whole, events = undisturbed("train")
+    folder = tmp_path / "run"
+    seen = set()
+    for event in range(events, events - 40, -3):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_suffix(".steps").unlink(missing_ok=True)
+        if victim("train", folder, event).returncode == 0:
+            continue
+        finished = json.loads((folder / "training.json").read_text(encoding="utf-8"))["finished"]
+        if not (folder / "checkpoints").exists() or not any((folder / "checkpoints").glob("step-*")):
+            assert finished
+        seen.add(finished)
+        if seen == {True, False}:
+            break
+    assert seen == {True, False}
+    assert victim("train", folder).returncode == 0
+    same_run(whole, folder)

@@ -60,7 +60,13 @@ def train(folder: str) -> None:
     settings = TrainingSettings(
         steps=24, batch_size=4, learning_rate=5e-3, log_every=1, evaluate_every=8, checkpoint_every=4
     )
-    train_model(config, blocks, blocks, settings, folder, seed=7, on_progress=lambda row: None)
+
+    def note(row: dict[str, Any]) -> None:
+        if "loss" in row:
+            with open(Path(folder).with_suffix(".steps"), "a", encoding="utf-8") as file:
+                file.write(f"{row['step']}\n")
+
+    train_model(config, blocks, blocks, settings, folder, seed=7, on_progress=note)
 
 
 def compare(folder: str) -> None:

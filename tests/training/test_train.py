@@ -347,6 +347,18 @@ def test_a_folder_where_nothing_was_saved_begins_anew(fit):
     assert [row["step"] for row in fit(seed=9, resume=False).history] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
 
 
+def test_drafts_of_others_are_left_alone(fit, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "chapter.12.draft").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds a chapter\.12\.draft but no training\.json"):
+        fit()
+    assert (run / "chapter.12.draft").read_text() == "mine"
+    (run / "chapter.12.draft").rename(run / "training.json.12.draft")
+    assert fit().history
+    assert not list(run.glob("*.draft"))
+
+
 def test_a_model_that_no_run_made_is_not_overwritten(fit, make_config, tmp_path):
     make_config().save_pretrained(tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds a config.json but no training.json"):

@@ -169,7 +169,7 @@ def _rows(
     rows = []
     for (protocol, size), mask in chosen.items():
         counts = mask.sum(axis=1)
-        if counts.sum() < FEWEST:
+        if protocol != "words" and counts.sum() < FEWEST:
             continue
         value, low, high = interval(lambda hits, all_: hits / all_, (right & mask).sum(axis=1), counts)
         measured = {"protocol": protocol, "length": size, "value": value, "low": low, "high": high}

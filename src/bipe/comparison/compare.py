@@ -20,7 +20,7 @@ from bipe.evaluation.windows import without
 from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
 from bipe.segmentation import segmenter_of
-from bipe.storage import discard_drafts, write_whole
+from bipe.storage import discard_drafts, is_draft, write_whole
 from bipe.training.run_folder import first_difference, read_json
 from bipe.training.train import check_recipe, configure
 
@@ -120,19 +120,20 @@ def _claim(settings: Comparison, out: Path) -> None:
     Schemes and seeds may be added to a comparison; all else decides what comes out.
     """
     here = settings.model_dump(mode="json")
-    discard_drafts(out)
     if there := _settings_there(out):
         grown = {name: here[name] for name in ADDABLE}
         if difference := first_difference(there.model_dump(mode="json") | grown, here):
             raise ValueError(
                 f"{out} holds another comparison: {difference}. Choose another folder with --out."
             )
+        discard_drafts(out)
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and all(is_draft(path, MARKER) for path in out.iterdir())):
         raise ValueError(
             f"{out} exists and is no folder of a comparison. Choose an empty or a new one with --out."
         )
     out.mkdir(parents=True, exist_ok=True)
+    discard_drafts(out, MARKER)
     write_whole(out / MARKER, json.dumps(here, indent=1))
 
 

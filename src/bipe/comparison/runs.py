@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -89,7 +90,7 @@ def _prepare(threads: int, accelerators: Sequence[str]) -> None:
 
 def _worker_number() -> int:
     """Counted from 1 in the pool, over all its life."""
-    return int(current_process().name.rpartition("-")[2])
+    return int(re.split("[-:]", current_process().name)[-1])
 
 
 def accelerator_of(worker: int, accelerators: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bipe.plain import read_json
+from bipe.processes import is_first
 from bipe.storage import discard_drafts, is_draft, write_whole
 
 from .documents import Document
@@ -26,6 +27,7 @@ RECORD, TOKENS, STARTS = "store.json", "tokens.int32", "starts.int64"
 CHUNK_CHARACTERS = 4_000_000
 """Text that is encoded, written and recorded at a time."""
 POLL_SECONDS = 1.0
+STALLED_SECONDS = 3600.0
 
 
 class TokenStore:
@@ -65,7 +67,7 @@ class TokenStore:
     def _read_record(self) -> dict[str, Any]:
         path = self.folder / RECORD
         if not path.exists():
-            if self.folder.exists() and not all(map(is_draft, self.folder.iterdir())):
+            if is_first() and self.folder.exists() and not all(map(self._is_draft, self.folder.iterdir())):
                 raise ValueError(f"{self.folder} is in use and holds no {RECORD}. Choose another folder.")
             return {**self.identity, "read": 0, "documents": 0, "tokens": 0, "finished": False}
         try:
@@ -82,6 +84,10 @@ class TokenStore:
                 )
         return record
 
+    @staticmethod
+    def _is_draft(path: Path) -> bool:
+        return is_draft(path, RECORD)
+
     def fill(self) -> None:
         """Read the sources to their end and keep their tokens; what is there already is not read again.
 
@@ -91,8 +97,8 @@ class TokenStore:
             ValueError: a source does not exist, or no text is in any.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        discard_drafts(self.folder)
         record = self._read_record()
+        discard_drafts(self.folder, RECORD)
         if record["finished"]:
             return
         write_whole(self.folder / RECORD, json.dumps(record))  # so that the files are known to be ours
@@ -100,9 +106,12 @@ class TokenStore:
         for _ in islice(entries, record["read"]):
             pass
         with open(self.folder / TOKENS, "ab") as tokens, open(self.folder / STARTS, "ab") as starts:
-            # What was written behind the last record is written again.
-            tokens.truncate(record["tokens"] * 4)
-            starts.truncate(record["documents"] * 8)
+            for file, size in ((tokens, record["tokens"] * 4), (starts, record["documents"] * 8)):
+                if file.tell() < size:
+                    raise ValueError(
+                        f"{file.name} is damaged: it is shorter than recorded. Delete the folder."
+                    )
+                file.truncate(size)  # what was written behind the last record is written again
             for read, documents in _chunks(entries):
                 for ids in self._with_ends(encode(documents, self.tokenizer)):
                     starts.write(record["tokens"].to_bytes(8, "little"))
@@ -131,16 +140,37 @@ class TokenStore:
         return bool(self._read_record()["finished"])
 
     def wait(self) -> None:
-        """Wait until another process has filled it."""
-        while not self.is_finished:
-            time.sleep(POLL_SECONDS)
-
-    def blocks(self, length: int) -> PackedBlocks:
-        """Blocks of so many tokens, each read from the disk when it is asked for.
+        """Wait until another process has filled it.
 
         Raises:
-            ValueError: the text does not fill one.
+            RuntimeError: for an hour that process has written nothing.
         """
+        record, changed = self._read_record(), time.monotonic()
+        while not record["finished"]:
+            time.sleep(POLL_SECONDS)
+            before, record = record, self._read_record()
+            if record != before:
+                changed = time.monotonic()
+            elif time.monotonic() > changed + STALLED_SECONDS:
+                raise RuntimeError(
+                    f"{self.folder} is not being filled any more; the process that did has ended."
+                )
+
+    def blocks(self, length: int, vocab_size: int | None = None) -> PackedBlocks:
+        """Blocks of so many tokens, each read from the disk when it is asked for.
+
+        Args:
+            length: tokens in a block.
+            vocab_size: where given, the number of ids that the model knows.
+
+        Raises:
+            ValueError: the text does not fill one, or the tokenizer has more ids than the model.
+        """
+        largest = max(self.tokenizer.get_vocab().values())
+        if vocab_size is not None and largest >= vocab_size:
+            raise ValueError(
+                f"The tokenizer has ids up to {largest}, and the model a vocabulary of {vocab_size}."
+            )
         stream, starts = self._mapped()
         if len(stream) < length:
             raise ValueError(

@@ -81,8 +81,8 @@ def _score(model: PreTrainedModel, head: Head | None, batch: Tensor, scored: int
 @torch.inference_mode()
 def _score_together(model: PreTrainedModel, head: Head | None, batch: Tensor, scored: int) -> Tensor:
     """As `_score`, each window read by all processes together."""
-    assert head is not None, "models of this package have one"
     hidden, start = hidden_states_of_stretch(model, batch)
+    assert head is not None, "models of this package have one"
     first = max(batch.shape[1] - scored - 1, start)
     last = max(first, min(batch.shape[1] - 1, start + hidden.shape[1]))
     found = _losses(head, hidden[:, first - start : last - start], batch[:, first + 1 : last + 1])

@@ -104,7 +104,7 @@ class StoredText:
 
     def blocks(self, length: int, vocab_size: int | None = None) -> Blocks:
         """See `Material`."""
-        return self.store.blocks(length)
+        return self.store.blocks(length, vocab_size)
 
     def validation_blocks(self, length: int, vocab_size: int | None = None) -> Blocks:
         """See `Material`."""

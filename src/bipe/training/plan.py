@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bipe.data.tokens import load_tokenizer
 from bipe.models.configuration import BipeConfig
 from bipe.models.modeling import BipeForCausalLM
 
@@ -200,6 +201,4 @@ def _vocab_size(recipe: Recipe) -> int:
         raise ValueError(
             f"The size of the vocabulary of {name!r} is not known without loading it: give --vocab-size."
         )
-    from transformers import AutoTokenizer
-
-    return max(AutoTokenizer.from_pretrained(name).get_vocab().values()) + 1
+    return max(load_tokenizer(name).get_vocab().values()) + 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ MARKER = "training.json"
 RECIPE = "recipe.yaml"
 BOOKKEEPING = frozenset({"checkpoint_every", "keep_checkpoints", "loader_workers", "tensorboard"})
 """Settings that may change between the parts of a run, as they do not change its outcome."""
+DEALT = ("batch_size", "gradient_accumulation")
+"""Settings that tell, with the number of processes, how many blocks a step has."""
 UNSTABLE_FIELDS = frozenset(
     {"dtype", "max_trained_offset", "original_max_segments", "transformers_version", "use_cache"}
 )
@@ -70,8 +73,8 @@ def claim(run: Path, identity: Identity, resume: bool) -> bool:
 def _dealt(identity: Identity) -> Identity:
     """An identity with the blocks of a step in one number: how they are dealt out is not what a run is."""
     settings = dict(identity["settings"])
-    blocks = settings.pop("batch_size") * settings.pop("gradient_accumulation")
-    blocks *= identity.get("processes", 1)
+    blocks = math.prod(settings.pop(name) for name in DEALT)
+    blocks *= identity.get("processes", processes())  # which older records do not tell
     rest = {name: value for name, value in identity.items() if name != "processes"}
     return {**rest, "settings": {**settings, "blocks_per_step": blocks}}
 
@@ -87,9 +90,14 @@ def claim_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not (run / RECIPE).exists():
         raise ValueError(f"{run} holds a run without {RECIPE}, so another one. Choose another folder.")
-    marker = read_marker(run) or {"identity": {}}
-    there = _outcome(load_recipe(run / RECIPE), marker["identity"].get("processes", 1))
-    _refuse_difference(run, there, _outcome(recipe, processes()), resume)
+    identity = (read_marker(run) or {"identity": {}})["identity"]
+    there, here = load_recipe(run / RECIPE), _outcome(recipe, processes())
+    # The recipe in the folder is the last one given, which may deal a step's blocks out in another way than
+    # the first, of which the record tells.
+    dealt = {name: identity.get("settings", {}).get(name) for name in DEALT}
+    known = {name: number for name, number in dealt.items() if number is not None}
+    first = there.model_copy(update={"training": there.training.model_copy(update=known)})
+    _refuse_difference(run, _outcome(first, identity.get("processes", processes())), here, resume)
 
 
 def open_folder(run: Path) -> None:
@@ -122,16 +130,16 @@ def refuse_foreign_files(run: Path) -> None:
 
     What a run left half-written when it was killed is deleted.
     """
-    if is_first():
-        discard_drafts(run)
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file; a run needs a folder.")
     if run.exists() and not (run / MARKER).exists():
-        for path in sorted(path for path in run.iterdir() if not is_draft(path)):
+        for path in sorted(path for path in run.iterdir() if not is_draft(path, MARKER)):
             raise ValueError(
                 f"{run} holds a {path.name} but no {MARKER}, so no run of bipe made it. "
                 "Choose another folder."
             )
+    if is_first():
+        discard_drafts(run, None if (run / MARKER).exists() else MARKER)
 
 
 def read_marker(run: Path) -> dict[str, Any] | None:

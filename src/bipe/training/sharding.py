@@ -14,12 +14,14 @@ def shards() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
-def refuse_sharding_on_cpu() -> None:
-    """Refuse FSDP through accelerate where there is no accelerator.
+def check_sharding() -> None:
+    """Refuse FSDP through accelerate where there is no accelerator, and its first version.
 
     Raises:
-        ValueError: `accelerate launch --use_fsdp` started this process, and there is none.
+        ValueError: `accelerate launch --use_fsdp` started this process, and it cannot work.
     """
+    if shards() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("Only FSDP2 is supported: give accelerate launch --fsdp_version 2.")
     if shards() and not torch.cuda.is_available():
         raise ValueError(
             "accelerate's FSDP shards on accelerators only, and there is none here. Start with torchrun, "

@@ -40,6 +40,7 @@ from .recipe import Recipe, TrainingSettings, dump_recipe
 from .run_folder import (
     RECIPE,
     UNSTABLE_FIELDS,
+    Identity,
     check_start,
     claim,
     claim_recipe,
@@ -49,7 +50,7 @@ from .run_folder import (
     open_folder,
     write_marker,
 )
-from .sharding import refuse_sharding_on_cpu, whole_weights
+from .sharding import check_sharding, shards, whole_weights
 from .trainer import BlockTrainer, run_order, training_arguments
 
 ENVIRONMENT = "environment.json"
@@ -116,7 +117,7 @@ def train_model(
         RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
-    refuse_sharding_on_cpu()
+    check_sharding()
     run = Path(out_dir)
     start = None if start is None else Path(start)
     if start is not None and (difference := first_difference(_fields(config), _fields(_config_of(start)))):
@@ -125,6 +126,8 @@ def train_model(
     with in_turn():
         finished = claim(run, identity, resume)
     if finished:
+        if is_first():
+            checkpoints.discard(run)  # of a run that was killed while it did so itself
         return load_run(run)
     args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
     order = run_order(blocks, settings, args)
@@ -156,9 +159,7 @@ def train_model(
     if trainer.state.global_step == settings.steps:
         if adapters is not None:
             merge_adapters(adapters)
-        _finish(trainer, model, use_cache=config.use_cache)
-        if is_first():
-            write_marker(run, identity, steps_done=settings.steps, finished=True)
+        _finish(trainer, model, identity, use_cache=config.use_cache)
     if interruption.requested:
         raise KeyboardInterrupt(f"Stopped at step {trainer.state.global_step}; {run} can be resumed.")
     return load_run(run)
@@ -182,7 +183,7 @@ def train_recipe(
         RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
-    refuse_sharding_on_cpu()
+    check_sharding()
     run = Path(out_dir)
     with in_turn():
         claim_recipe(run, recipe, resume)
@@ -216,7 +217,7 @@ def train_recipe(
 
 
 def load_run(run: Path) -> TrainedModel:
-    """The model and the history of a finished run.
+    """The model and the history of a finished run; of a sharded one, the model without its weights.
 
     Raises:
         ValueError: a file of the run is missing or damaged.
@@ -224,6 +225,10 @@ def load_run(run: Path) -> TrainedModel:
     history = read_history(run)
     if not history:
         raise ValueError(f"{run / HISTORY} is missing or empty, though the run is finished. Train it anew.")
+    if shards():  # a device may not hold the whole model, and a machine not one for each device
+        with torch.device("meta"):
+            model = BipeForCausalLM(without_code(BipeConfig.from_pretrained(run)))
+        return TrainedModel(model.eval(), history, run)
     return TrainedModel(cast(BipeForCausalLM, load_model(run)), history, run)
 
 
@@ -377,19 +382,22 @@ def _run(trainer: BlockTrainer, interruption: Interruption) -> None:
 @contextmanager
 def _algorithms_restored() -> Iterator[None]:
     """Let a deterministic run hold this process to deterministic algorithms no longer than it lasts."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    enabled, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.deterministic = before[1]
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.backends.cudnn.deterministic = cudnn
 
 
-def _finish(trainer: BlockTrainer, model: BipeForCausalLM, use_cache: bool) -> None:
+def _finish(trainer: BlockTrainer, model: BipeForCausalLM, identity: Identity, use_cache: bool) -> None:
+    """Leave the weights, then the record that they are the finished ones, and only then no checkpoints."""
     # Trainer has switched the cache off in the config, and models loaded from the folder would inherit that.
     model.config.use_cache = use_cache
     weights = whole_weights(model)
     if trainer.args.should_save:
         model.save_pretrained(trainer.run, state_dict=weights)
+        write_marker(trainer.run, identity, steps_done=trainer.settings.steps, finished=True)
         checkpoints.discard(trainer.run)
     trainer.accelerator.wait_for_everyone()
