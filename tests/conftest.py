@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("bipe", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("bipe")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Make what a test draws without a seed the same whatever ran before it, in this process or in another."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_a_model_whose_keys_cannot_be_kept_writes_without_a_cache(method: str, t
     extend_checkpoint(tmp_path / "trained", tmp_path / "long", method, 4.0)
     loaded = BipeForCausalLM.from_pretrained(tmp_path / "long")
     ids = torch.randint(5, 40, (1, 30), generator=torch.Generator().manual_seed(0))
-    written = loaded.generate(ids, max_new_tokens=4, do_sample=False)
+    written = loaded.generate(ids, min_new_tokens=4, max_new_tokens=4, do_sample=False)
     assert written.shape == (1, 34)
 
 
