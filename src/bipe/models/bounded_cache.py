@@ -27,7 +27,9 @@ class BoundedCache(Cache):
     >>> model = BipeForCausalLM(BipeConfig.from_scheme("alibi", vocab_size=10, hidden_size=16,
     ...     intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
     >>> cache = BoundedCache(model)
-    >>> model.generate(torch.tensor([[5, 6]]), past_key_values=cache, max_new_tokens=3).shape
+    >>> model.generate(
+    ...     torch.tensor([[5, 6]]), past_key_values=cache, min_new_tokens=3, max_new_tokens=3
+    ... ).shape
     torch.Size([1, 5])
 
     Attributes:
