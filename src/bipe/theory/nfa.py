@@ -149,7 +149,7 @@ class NFA:
         if set(self.symbols) != set(other.symbols):
             raise ValueError("Automata over different alphabets cannot be compared.")
         start = (self.initial, other.initial)
-        seen, begin = {_key(start)}, cast("tuple[Symbol, ...]", ())
+        seen, begin = {sets_key(start)}, cast("tuple[Symbol, ...]", ())
         waiting = deque([(start, begin)])
         while waiting:
             (one, two), word = waiting.popleft()
@@ -160,7 +160,7 @@ class NFA:
                     one @ self.transitions[self.index(symbol)],
                     two @ other.transitions[other.index(symbol)],
                 )
-                if (key := _key(pair)) not in seen:
+                if (key := sets_key(pair)) not in seen:
                     seen.add(key)
                     waiting.append((pair, (*word, symbol)))
         return None
@@ -206,5 +206,6 @@ def _state(number: int, states: int) -> int:
     return number
 
 
-def _key(pair: tuple[np.ndarray, np.ndarray]) -> bytes:
+def sets_key(pair: tuple[np.ndarray, np.ndarray]) -> bytes:
+    """Two sets of states as something to look up; the sizes of the sets do not change."""
     return pair[0].tobytes() + pair[1].tobytes()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .binfa import BiNFA, random_binfa
-from .nfa import Symbol
+from .nfa import Symbol, sets_key
 
 IGNORED = -100
 
@@ -26,17 +26,17 @@ class Reader:
     def __init__(self, binfa: BiNFA) -> None:
         self.symbols: tuple[Symbol, ...] = binfa.symbols
         begin = (binfa.initial, binfa.inner.initial)
-        numbers, self.sets, rows = {_key(begin): 0}, [begin], []
+        numbers, self.sets, rows = {sets_key(begin): 0}, [begin], []
         for outer, inner in self.sets:  # it grows while it is read
             row = []
             for symbol, matrix in zip(binfa.symbols, binfa.inner.transitions, strict=True):
                 after = (outer, inner @ matrix)
                 if symbol in binfa.separators:
                     after = (outer @ binfa.step(after[1]), binfa.inner.initial)
-                if _key(after) not in numbers:
-                    numbers[_key(after)] = len(self.sets)
+                if sets_key(after) not in numbers:
+                    numbers[sets_key(after)] = len(self.sets)
                     self.sets.append(after)
-                row.append(numbers[_key(after)])
+                row.append(numbers[sets_key(after)])
             rows.append(row)
         self.following = np.array(rows, dtype=np.int64).T
 
@@ -52,10 +52,6 @@ class Reader:
             current = self.following[words[:, place], current]
             found[:, place] = current
         return found
-
-
-def _key(pair: tuple[np.ndarray, np.ndarray]) -> bytes:
-    return pair[0].tobytes() + pair[1].tobytes()
 
 
 def random_words(
