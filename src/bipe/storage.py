@@ -1,13 +1,19 @@
-"""Files that are whole or not there, and an error that names the file."""
+"""Files that are whole or not there, folders that one process writes, and errors that name them."""
 
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+LOCK = ".lock"
+"""File in a folder that its writer holds; it stays, and says nothing by being there."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -33,6 +39,34 @@ def discard_drafts(folder: Path, of: str | None = None) -> None:
     for path in folder.glob("*.draft"):
         if is_draft(path, of):
             path.unlink()
+
+
+@contextmanager
+def sole_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep every other process, on this machine or on one that shares the folder, from writing there.
+
+    The process that does may ask again. However it ends, the folder is free then.
+
+    Args:
+        folder: known to be ours.
+        wait: whether to wait until the other has ended.
+
+    Raises:
+        ValueError: another process writes there, and this one was not to wait.
+    """
+    lock = FileLock(folder.resolve() / LOCK, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        said = f"Another process is writing into {folder}."
+        if not wait:
+            raise ValueError(f"{said} Wait until it has ended, or choose another folder.") from None
+        warnings.warn(f"{said} Waiting for it.", stacklevel=3)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _draft_of(path: Path) -> Path:

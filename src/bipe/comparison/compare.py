@@ -20,7 +20,7 @@ from bipe.evaluation.windows import without
 from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
 from bipe.segmentation import segmenter_of
-from bipe.storage import discard_drafts, is_draft, write_whole
+from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
 from bipe.training.run_folder import first_difference, read_json
 from bipe.training.train import check_recipe, configure
 
@@ -67,8 +67,8 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
         The path of `report.html`.
 
     Raises:
-        ValueError: the folder holds another comparison, a name is unknown, or a length does not fit in the
-            test text.
+        ValueError: the folder holds another comparison, or another process is at work in it, a name is
+            unknown, or a length does not fit in the test text.
         RuntimeError: a loss stopped being finite.
         KeyboardInterrupt: after Ctrl-C; the same call goes on where this one stopped.
     """
@@ -79,29 +79,31 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     for job in jobs:
         check_recipe(recipe_of(job))
     _claim(settings, out)
-    say("Reading the text ...")
-    try:
-        make_corpus(settings, out, processes)
-        corpus = load_corpus(out)
-        _check_text(settings, corpus)
-    except ValueError:
-        _release(out)
-        raise
-    with workers(processes) as run_all:
-        rates = _pick_rates(settings, out, run_all, say)
-        # Only now are added schemes known to work; before, they would stand in the way of those there.
-        write_whole(out / MARKER, settings.model_dump_json(indent=1))
-        describe(settings, corpus, rates, out)
-        jobs = [replace(job, learning_rate=rates[job.name]) for job in jobs]
-        reported = -REPORT_EVERY
-        for number, (job, parameters) in enumerate(run_all(jobs), start=1):
-            _record_scores(settings, job, parameters)
-            if time.monotonic() >= reported + REPORT_EVERY:
-                write_report(out)
-                reported = time.monotonic()
-            say(f"[{number}/{len(jobs)}] {job.name}, seed {job.seed}: {_headline(out, job)}")
-    _record_differences(settings, out)
-    write_report(out)
+    with sole_writer(out):
+        discard_drafts(out)
+        say("Reading the text ...")
+        try:
+            make_corpus(settings, out, processes)
+            corpus = load_corpus(out)
+            _check_text(settings, corpus)
+        except ValueError:
+            _release(out)
+            raise
+        with workers(processes) as run_all:
+            rates = _pick_rates(settings, out, run_all, say)
+            # Only now are added schemes known to work; before, they would stand in the way of those there.
+            write_whole(out / MARKER, settings.model_dump_json(indent=1))
+            describe(settings, corpus, rates, out)
+            jobs = [replace(job, learning_rate=rates[job.name]) for job in jobs]
+            reported = -REPORT_EVERY
+            for number, (job, parameters) in enumerate(run_all(jobs), start=1):
+                _record_scores(settings, job, parameters)
+                if time.monotonic() >= reported + REPORT_EVERY:
+                    write_report(out)
+                    reported = time.monotonic()
+                say(f"[{number}/{len(jobs)}] {job.name}, seed {job.seed}: {_headline(out, job)}")
+        _record_differences(settings, out)
+        write_report(out)
     return out / "report.html"
 
 
@@ -126,14 +128,12 @@ def _claim(settings: Comparison, out: Path) -> None:
             raise ValueError(
                 f"{out} holds another comparison: {difference}. Choose another folder with --out."
             )
-        discard_drafts(out)
         return
     if out.exists() and not (out.is_dir() and all(is_draft(path, MARKER) for path in out.iterdir())):
         raise ValueError(
             f"{out} exists and is no folder of a comparison. Choose an empty or a new one with --out."
         )
     out.mkdir(parents=True, exist_ok=True)
-    discard_drafts(out, MARKER)
     write_whole(out / MARKER, json.dumps(here, indent=1))
 
 
@@ -175,7 +175,7 @@ def _release(out: Path) -> None:
     """Give up the claim on a folder in which nothing was trained yet: the mended command can have it."""
     if (out / "sweep").exists() or (out / "runs").exists():
         return
-    for name in (MARKER, FILE):
+    for name in (MARKER, FILE, LOCK):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     if not any(out.iterdir()):

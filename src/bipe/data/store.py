@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bipe.plain import read_json
 from bipe.processes import is_first
-from bipe.storage import discard_drafts, is_draft, write_whole
+from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
 
 from .documents import Document
 from .packing import PackedBlocks
@@ -67,7 +67,7 @@ class TokenStore:
     def _read_record(self) -> dict[str, Any]:
         path = self.folder / RECORD
         if not path.exists():
-            if is_first() and self.folder.exists() and not all(map(self._is_draft, self.folder.iterdir())):
+            if is_first() and self.folder.exists() and not all(map(self._is_passing, self.folder.iterdir())):
                 raise ValueError(f"{self.folder} is in use and holds no {RECORD}. Choose another folder.")
             return {**self.identity, "read": 0, "documents": 0, "tokens": 0, "finished": False}
         try:
@@ -85,18 +85,25 @@ class TokenStore:
         return record
 
     @staticmethod
-    def _is_draft(path: Path) -> bool:
-        return is_draft(path, RECORD)
+    def _is_passing(path: Path) -> bool:
+        return path.name == LOCK or is_draft(path, RECORD)
 
     def fill(self) -> None:
         """Read the sources to their end and keep their tokens; what is there already is not read again.
 
-        A stop at any moment loses the chunk that was being read, and nothing else.
+        A stop at any moment loses the chunk that was being read, and nothing else. Where another process is
+        at it, that one is waited for.
 
         Raises:
             ValueError: a source does not exist, or no text is in any.
         """
+        if self.is_finished:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
+        with sole_writer(self.folder, wait=True):
+            self._fill()
+
+    def _fill(self) -> None:
         record = self._read_record()
         discard_drafts(self.folder, RECORD)
         if record["finished"]:

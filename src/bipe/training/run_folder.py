@@ -3,14 +3,15 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bipe import plain
 from bipe.models import BipeConfig
 from bipe.processes import is_first, processes
-from bipe.storage import discard_drafts, is_draft, write_whole
+from bipe.storage import discard_drafts, is_draft, sole_writer, write_whole
 
 from . import checkpoints
 from .order import Blocks
@@ -107,6 +108,21 @@ def open_folder(run: Path) -> None:
         write_marker(run, {}, steps_done=0, finished=False)
 
 
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other commands from writing into a run's folder; what one that was killed left half-written goes.
+
+    Raises:
+        ValueError: another command writes there.
+    """
+    if not is_first():
+        yield
+        return
+    with sole_writer(run):
+        discard_drafts(run)
+        yield
+
+
 def is_finished(run: Path) -> bool:
     """Whether a run in this folder has reached its last step."""
     marker = read_marker(run)
@@ -126,10 +142,7 @@ def check_start(run: Path, start: Path) -> None:
 
 
 def refuse_foreign_files(run: Path) -> None:
-    """Raise where `run` holds files, but no record of a run that made them: they are somebody's.
-
-    What a run left half-written when it was killed is deleted.
-    """
+    """Raise where `run` holds files, but no record of a run that made them: they are somebody's."""
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file; a run needs a folder.")
     if run.exists() and not (run / MARKER).exists():
@@ -138,8 +151,6 @@ def refuse_foreign_files(run: Path) -> None:
                 f"{run} holds a {path.name} but no {MARKER}, so no run of bipe made it. "
                 "Choose another folder."
             )
-    if is_first():
-        discard_drafts(run, None if (run / MARKER).exists() else MARKER)
 
 
 def read_marker(run: Path) -> dict[str, Any] | None:

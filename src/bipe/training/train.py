@@ -45,6 +45,7 @@ from .run_folder import (
     claim,
     claim_recipe,
     first_difference,
+    held,
     identify,
     is_finished,
     open_folder,
@@ -112,8 +113,8 @@ def train_model(
         measure: what to measure at each validation beside the loss, for the history.
 
     Raises:
-        ValueError: the folder holds another run or a foreign model, ids are outside the vocabulary, or the
-            settings ask for what the model has not.
+        ValueError: the folder holds another run or a foreign model, another process trains there, ids are
+            outside the vocabulary, or the settings ask for what the model has not.
         RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
@@ -129,40 +130,41 @@ def train_model(
         if is_first():
             checkpoints.discard(run)  # of a run that was killed while it did so itself
         return load_run(run)
-    args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
-    order = run_order(blocks, settings, args)
-    model = _initial_model(config, blocks, order, start)
-    if settings.attention is not None:
-        model.set_attn_implementation(settings.attention)
-    gradual = [] if settings.gradual_steps is None else [GradualRotation(model, settings.gradual_steps)]
-    adapters = None if settings.lora is None else add_adapters(model, settings.lora, seed)
-    if args.should_save:
-        shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
-        write_whole(run / ENVIRONMENT, json.dumps(describe_environment(), indent=1))
+    with held(run):
+        args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
+        order = run_order(blocks, settings, args)
+        model = _initial_model(config, blocks, order, start)
+        if settings.attention is not None:
+            model.set_attn_implementation(settings.attention)
+        gradual = [] if settings.gradual_steps is None else [GradualRotation(model, settings.gradual_steps)]
+        adapters = None if settings.lora is None else add_adapters(model, settings.lora, seed)
+        if args.should_save:
+            shutil.rmtree(checkpoints.staging_folder(run), ignore_errors=True)
+            write_whole(run / ENVIRONMENT, json.dumps(describe_environment(), indent=1))
 
-    interruption = Interruption()
-    tokens_per_step = order.draws // settings.steps * len(blocks[0]["input_ids"])
-    progress = nullcontext(on_progress) if on_progress else progress_line(settings.steps)
-    with _algorithms_restored(), progress as on_row:
-        history = HistoryRecorder(run, tokens_per_step, on_row, interruption.request)
-        trainer = BlockTrainer(
-            model,
-            args,
-            run=run,
-            settings=settings,
-            blocks=blocks,
-            validation_blocks=validation_blocks,
-            callbacks=[history, interruption, *gradual, *_tensorboard(settings, run)],
-            measure=measure,
-        )
-        _run(trainer, interruption)
-    if trainer.state.global_step == settings.steps:
-        if adapters is not None:
-            merge_adapters(adapters)
-        _finish(trainer, model, identity, use_cache=config.use_cache)
-    if interruption.requested:
-        raise KeyboardInterrupt(f"Stopped at step {trainer.state.global_step}; {run} can be resumed.")
-    return load_run(run)
+        interruption = Interruption()
+        tokens_per_step = order.draws // settings.steps * len(blocks[0]["input_ids"])
+        progress = nullcontext(on_progress) if on_progress else progress_line(settings.steps)
+        with _algorithms_restored(), progress as on_row:
+            history = HistoryRecorder(run, tokens_per_step, on_row, interruption.request)
+            trainer = BlockTrainer(
+                model,
+                args,
+                run=run,
+                settings=settings,
+                blocks=blocks,
+                validation_blocks=validation_blocks,
+                callbacks=[history, interruption, *gradual, *_tensorboard(settings, run)],
+                measure=measure,
+            )
+            _run(trainer, interruption)
+        if trainer.state.global_step == settings.steps:
+            if adapters is not None:
+                merge_adapters(adapters)
+            _finish(trainer, model, identity, use_cache=config.use_cache)
+        if interruption.requested:
+            raise KeyboardInterrupt(f"Stopped at step {trainer.state.global_step}; {run} can be resumed.")
+        return load_run(run)
 
 
 def train_recipe(
@@ -179,7 +181,8 @@ def train_recipe(
         on_progress: gets each row of the history as it is written; None shows a line on a terminal.
 
     Raises:
-        ValueError: a name in the recipe is unknown, the text cannot be used, or the folder holds another run.
+        ValueError: a name in the recipe is unknown, the text cannot be used, the folder holds another run, or
+            another process trains there.
         RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
@@ -200,20 +203,21 @@ def train_recipe(
     )
     with in_turn():
         open_folder(run)
-    if is_first():
-        write_whole(run / RECIPE, dump_recipe(recipe))
-        material.tokenizer.save_pretrained(run)
-    return train_model(
-        config,
-        blocks,
-        validation_blocks,
-        recipe.training,
-        run,
-        seed=recipe.seed,
-        start=recipe.start,
-        resume=resume,
-        on_progress=on_progress,
-    )
+    with held(run):
+        if is_first():
+            write_whole(run / RECIPE, dump_recipe(recipe))
+            material.tokenizer.save_pretrained(run)
+        return train_model(
+            config,
+            blocks,
+            validation_blocks,
+            recipe.training,
+            run,
+            seed=recipe.seed,
+            start=recipe.start,
+            resume=resume,
+            on_progress=on_progress,
+        )
 
 
 def load_run(run: Path) -> TrainedModel:
