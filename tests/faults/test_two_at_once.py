@@ -31,7 +31,9 @@ COMPARE = (
 @contextmanager
 def writer(folder: Path) -> Iterator[Callable[[], None]]:
     """Another process that writes into a folder, and how to kill it."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder / LOCK)], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder / LOCK)], stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout is not None and other.stdout.readline()
 
         def kill() -> None:
