@@ -477,7 +477,16 @@ def test_the_decoder_and_the_language_model_agree_on_positions(make_model: Model
 
 def test_only_asked_for_logits_are_made(make_model: ModelMaker) -> None:
     model, ids = make_model("bipe-rope"), ids_of(2, 9)
-    assert torch.equal(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
+    whole = model(ids).logits
+    places = torch.tensor([[0, 8, 3], [5, 5, 1]])
+    for kept, expected in (
+        (0, whole),
+        (2, whole[:, -2:]),
+        (torch.tensor([4, 1]), whole[:, [4, 1]]),
+        (places, whole[torch.arange(2)[:, None], places]),
+        (ids > 5, whole[ids > 5]),
+    ):
+        torch.testing.assert_close(model(ids, logits_to_keep=kept).logits, expected, rtol=0, atol=1e-6)
 
 
 def test_a_tuple_can_be_asked_for(make_model: ModelMaker) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bipe import convert
 from bipe.models.convert import convert_to_llama
@@ -38,7 +39,7 @@ def test_it_continues_the_capital_of_france(converted: Path, capsys: pytest.Capt
 def test_its_logits_are_those_of_transformers_bit_for_bit(
     gguf: Path, converted: Path, tmp_path: Path
 ) -> None:
-    settings = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True)}
+    settings = {"gguf_file": gguf.name, "quantization_config": transformers.GgufConfig(dequantize=True)}
     theirs = AutoModelForCausalLM.from_pretrained(gguf.parent, **settings).eval()
     ours = AutoModelForCausalLM.from_pretrained(converted).eval()
     text = "Text is cut into segments. Each has an index, and each token an offset in it.\n" * 8

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -286,9 +286,7 @@ def _read_gguf(path: Path) -> Source:
     try:
         model = cast(
             "PreTrainedModel",
-            AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True)
-            ),
+            AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **_dequantized()),
         )
     except ImportError as error:
         raise ValueError(f"Reading {path} needs the package gguf: pip install 'bipe[gguf]'.") from error
@@ -296,6 +294,12 @@ def _read_gguf(path: Path) -> Source:
     if fields.get("model_type") not in LLAMA_TYPES:
         raise ValueError(f"{path} holds a model of type {fields.get('model_type')!r}, not of Llama's layers.")
     return _from_llama(fields, dict(model.state_dict()))
+
+
+def _dequantized() -> dict[str, Any]:
+    """What asks for whole weights; before 5.17 transformers gives no others of a GGUF file."""
+    settings = getattr(transformers, "GgufConfig", None)
+    return {} if settings is None else {"quantization_config": settings(dequantize=True)}
 
 
 def _retrofitted(

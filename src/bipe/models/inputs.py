@@ -37,6 +37,27 @@ def packed_documents(
     return documents + (position_ids[:, :1] == 0).long() if past else documents
 
 
+def asked_for(states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """Of hidden states `(B, T, D)` those whose logits are asked for, as in transformers from 5.21 on.
+
+    >>> states = torch.arange(6.0).view(1, 3, 2)
+    >>> asked_for(states, 1), asked_for(states, torch.tensor([[True, False, False]]))
+    (tensor([[[4., 5.]]]), tensor([[0., 1.]]))
+
+    Args:
+        states: of the text.
+        logits_to_keep: the last so many, 0 for all; or places int64, `(n,)` or `(B, n)`, for `(B, n, D)`; or
+            `(B, T)` bool, for `(places, D)`.
+    """
+    if isinstance(logits_to_keep, int):
+        return states[:, -logits_to_keep:]
+    if logits_to_keep.dim() == 1:
+        return states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return states[logits_to_keep]
+    return states.take_along_dim(logits_to_keep[..., None], dim=1)
+
+
 def targets_of(labels: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
     """The labels without the first token of each document, which nothing precedes."""
     if attention_mask is None and document_ids is None:

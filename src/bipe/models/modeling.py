@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -27,6 +26,7 @@ from .bounded_cache import BoundedCache
 from .cache import TokenState, append_state, has_state, past_length, read_state, read_tokens
 from .configuration import BipeConfig
 from .inputs import (
+    asked_for,
     check_ids,
     check_shape,
     key_columns,
@@ -392,7 +392,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
             positions=positions,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(asked_for(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             if logits.shape[1] != outputs.last_hidden_state.shape[1]:
