@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bipe.report.html import read_run, write_report
+from bipe.report.folder import read_run
+from bipe.report.html import write_report
 from bipe.report.records import read_records
 from bipe.report.tables import number
 

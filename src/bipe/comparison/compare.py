@@ -19,8 +19,10 @@ from bipe.evaluation.tasks import KEYS_OF, separators_of
 from bipe.evaluation.windows import without
 from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
+from bipe.report.folder import read_scores
 from bipe.segmentation import segmenter_of
 from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
+from bipe.training.history import read_history
 from bipe.training.run_folder import first_difference, read_json
 from bipe.training.train import check_recipe, configure
 
@@ -243,7 +245,7 @@ def _best_rate(by_rate: dict[float, float]) -> float:
 
 def _validation_perplexity(job: Job) -> float | None:
     """The perplexity after a job's last step, None where it diverged before."""
-    rows = read_records(job.out / job.folder / "history.jsonl")
+    rows = read_history(job.out / job.folder)
     last = [
         row["validation_perplexity"]
         for row in rows
@@ -256,7 +258,7 @@ def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:
     """Append the rows of a run that are not there yet."""
     path = job.out / "scores.jsonl"
     key = ("scheme", "seed", "protocol", "length", "metric")
-    there = {tuple(row[name] for name in key) for row in read_records(path)}
+    there = {tuple(row[name] for name in key) for row in read_scores(path)}
     rows = [
         row | {"scheme": job.name, "seed": job.seed, "steps": job.steps}
         for row in read_records(job.out / job.folder / OTHER_SCORES)
@@ -273,7 +275,7 @@ def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:
 def _headline(out: Path, job: Job) -> str:
     rows = [
         row
-        for row in read_records(out / "scores.jsonl")
+        for row in read_scores(out / "scores.jsonl")
         if (row["scheme"], row["seed"]) == (job.name, job.seed) and row["metric"] in HEADLINES
     ]
     first = min(rows, key=lambda row: list(HEADLINES).index(row["metric"]))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -12,13 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from bipe.evaluation.length_curve import TASK as CURVE_TASK
-from bipe.evaluation.length_curve import perplexity_by_place
-from bipe.evaluation.losses import load_curves
+from bipe.report.folder import Run, missing_runs, read_run
 from bipe.report.palette import Style, scheme_styles, theme_css
 from bipe.report.plots import (
-    FIRST_PLACE,
-    LENGTH_UNITS,
     convergence_figure,
     length_curve_figure,
     metric_curves,
@@ -28,7 +24,6 @@ from bipe.report.plots import (
     segment_histogram_figure,
     task_figure,
 )
-from bipe.report.records import read_records
 from bipe.report.rendering import figure_png, figure_svg
 from bipe.report.tables import (
     Cell,
@@ -45,8 +40,6 @@ from bipe.report.tables import (
     task_table,
 )
 
-Record = Mapping[str, Any]
-
 # Below this many windows an interval is itself too uncertain to lean on (DESIGN: protocol same_targets).
 _ENOUGH_WINDOWS = 256
 _PROTOCOL_TITLES = {
@@ -54,70 +47,6 @@ _PROTOCOL_TITLES = {
     "blocks": "Consecutive blocks",
     "without_separators": "The same tokens of a text that lost its separators",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run folder holds, as far as the run has come.
-
-    Attributes:
-        scores, differences: rows of the files of that name.
-        settings, environment, segments: the JSON files of that name, empty where missing.
-        histories: rows of `history.jsonl` by (scheme, seed).
-        places: (tokens before, perplexity) of the longest `blocks`, by (scheme, seed) where they were kept.
-    """
-
-    scores: list[dict[str, Any]]
-    differences: list[dict[str, Any]] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    segments: dict[str, Any] = field(default_factory=dict)
-    histories: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
-    places: dict[tuple[str, int], list[tuple[int, float]]] = field(default_factory=dict)
-
-    @property
-    def schemes(self) -> list[str]:
-        """The planned schemes, then any other that was measured."""
-        return list(
-            dict.fromkeys([*self.settings.get("schemes", []), *(row["scheme"] for row in self.scores)])
-        )
-
-    @property
-    def seeds(self) -> list[int]:
-        """The planned seeds and any other that was measured, rising."""
-        return sorted({*self.settings.get("seeds", []), *(row["seed"] for row in self.scores)})
-
-    @property
-    def lengths(self) -> list[int]:
-        """The planned lengths and any other that was measured, rising."""
-        return sorted({*self.settings.get("lengths", []), *(row["length"] for row in self.scores)})
-
-    @property
-    def protocols(self) -> list[str]:
-        """The protocols that have a perplexity, in the order measured."""
-        return list(dict.fromkeys(row["protocol"] for row in self.scores if row["metric"] == "perplexity"))
-
-    @property
-    def shares(self) -> list[tuple[str, str]]:
-        """(task, metric) of what was measured beside length curves, in the order measured."""
-        return list(
-            dict.fromkeys((row["task"], row["metric"]) for row in self.scores if row["task"] != CURVE_TASK)
-        )
-
-    @property
-    def metric(self) -> str:
-        """What models are judged by first, and what validation tells of them while they are trained."""
-        return "perplexity" if self.protocols else self.shares[0][1]
-
-    @property
-    def unit(self) -> str:
-        """What lengths count."""
-        return "tokens of context" if self.protocols else LENGTH_UNITS.get(self.shares[0][0], "tokens")
-
-    @property
-    def train_length(self) -> int:
-        """The trained length; the shortest tested one where the settings are missing."""
-        return self.settings.get("train_length") or self.lengths[0]
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -160,85 +89,6 @@ def write_report(run_dir: str | Path) -> Path:
         picture = task_figure(run.scores, task, metric, run.train_length, styles=styles)
         (folder / f"{task}_{metric}.png").write_bytes(figure_png(picture))
     return page
-
-
-def read_run(folder: Path) -> Run:
-    """Read what a run folder holds.
-
-    Raises:
-        ValueError: there is no score in `scores.jsonl`, or a file is broken.
-    """
-    scores = read_records(folder / "scores.jsonl")
-    if not any(row["metric"] == "perplexity" or row["task"] != CURVE_TASK for row in scores):
-        raise ValueError(
-            f"{folder} holds no perplexity or other score in scores.jsonl. Give the --out folder of "
-            "`bipe compare`."
-        )
-    run = Run(
-        scores=scores,
-        differences=read_records(folder / "differences.jsonl"),
-        settings=_read_json(folder / "settings.json"),
-        environment=_read_json(folder / "environment.json"),
-        segments=_read_json(folder / "segments.json"),
-    )
-    for scheme in run.schemes:
-        for seed in run.seeds:
-            kept = folder / "runs" / f"{scheme}-{seed}"
-            run.histories[scheme, seed] = read_records(kept / "history.jsonl")
-            places = _places(kept / "losses.safetensors")
-            if places and places[-1][0] >= FIRST_PLACE:
-                run.places[scheme, seed] = places
-    return run
-
-
-def _places(path: Path) -> list[tuple[int, float]]:
-    blocks = load_curves(path).get("blocks") if path.exists() else None
-    return perplexity_by_place(blocks[max(blocks)]) if blocks else []
-
-
-def missing_runs(run: Run) -> list[str]:
-    """Say which planned runs have no score, or not at every planned length of what was planned."""
-    measured = {
-        (row["scheme"], row["seed"], _kind(row), row["length"])
-        for row in run.scores
-        if row["metric"] == "perplexity" or row["task"] != CURVE_TASK
-    }
-    tasks, protocols = run.settings.get("tasks", [CURVE_TASK]), run.settings.get("protocols", run.protocols)
-    planned = [
-        (kind, length)
-        for task in tasks
-        for kind in (protocols if task == CURVE_TASK else [task])
-        for length in run.settings.get("lengths", [])
-    ]
-    found: list[str] = []
-    for scheme in run.settings.get("schemes", []):
-        for seed in run.settings.get("seeds", []):
-            absent = [key for key in planned if (scheme, seed, *key) not in measured]
-            if absent and len(absent) == len(planned):
-                found.append(f"{scheme}, seed {seed}: no {run.metric} yet")
-            elif absent:
-                found.append(
-                    f"{scheme}, seed {seed}: no {run.metric} for "
-                    + ", ".join(f"{p} at {n}" for p, n in absent)
-                )
-    return found
-
-
-def _kind(row: Record) -> str:
-    """What a score belongs to: the protocol of a length curve, or another task."""
-    return row["protocol"] if row["task"] == CURVE_TASK else row["task"]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file ({error}). Repair or delete it.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object. Repair or delete it.")
-    return content
 
 
 def _context(run: Run) -> dict[str, Any]:

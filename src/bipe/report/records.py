@@ -65,7 +65,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line, parse_constant=_refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}, line {number} is no JSON record ({error}). Repair or delete the line."
         ) from None

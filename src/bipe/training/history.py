@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from bipe.plain import read_json
 from bipe.storage import write_whole
 
 Row = dict[str, Any]
@@ -105,8 +106,10 @@ def read_history(run: Path) -> list[Row]:
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     # Only what precedes a line break was written whole.
     try:
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError:
+        rows = [read_json(line) for line in lines[:-1]]
+        assert all(isinstance(row, dict) and type(row.get("step")) is int for row in rows)
+        return rows
+    except (ValueError, AssertionError):
         raise ValueError(f"{path} is damaged. Delete the run's folder, or choose another.") from None
 
 
