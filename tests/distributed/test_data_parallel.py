@@ -1,15 +1,14 @@
 """Training on two processes is training on one: same losses, same files, and a run can go from one to the other."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from bipe_cli.main import app, run
+
+from .launching import TORCHRUN, python, together
 
 RECIPE = """
 scheme: bipe-rope
@@ -19,7 +18,7 @@ training: {steps: 6, batch_size: 8, learning_rate: 1.0e-3, log_every: 1, evaluat
 """
 # With --cpu, accelerate starts several processes through MPI alone; the launcher of --multi_gpu is torchrun's.
 LAUNCHERS = {
-    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    "torchrun": (*TORCHRUN, "2"),
     "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
 }  # fmt: skip
@@ -45,12 +44,8 @@ def alone(recipe: Path) -> Path:
     return out
 
 
-def launch(launcher: str, *arguments: str, status: int = 0) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BIPE_TRACEBACK": "1"}
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "bipe_cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert (done.returncode == 0) == (status == 0), done.stderr
-    return done.stdout + (done.stderr if status else "")
+def launch(launcher: str, *arguments: str) -> str:
+    return python("-m", "bipe_cli", *arguments, through=LAUNCHERS[launcher]).stdout
 
 
 def losses(folder: Path) -> list[float]:
@@ -89,11 +84,9 @@ def interrupt(recipe: Path, out: Path, step: int, *more: str) -> None:
     )
     path = out.parent / "interrupted.py"
     path.write_text(script, encoding="utf-8")
-    launcher = ["-m", *LAUNCHERS["torchrun"]] if more else []
-    command = [sys.executable, *launcher, str(path), "train", str(recipe), "--out", str(out), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode != 0 and (out / "checkpoints" / f"step-{step}").is_dir(), done.stderr
+    launcher = LAUNCHERS["torchrun"] if more else ()
+    done = python(path, "train", recipe, "--out", out, *more, through=launcher, status=None)
+    assert (out / "checkpoints" / f"step-{step}").is_dir(), done.stderr
 
 
 def test_a_run_goes_on_with_another_number_of_processes(recipe: Path, alone: Path) -> None:
@@ -133,28 +126,12 @@ def test_ctrl_c_at_one_process_stops_all_behind_the_same_step(recipe: Path, alon
         encoding="utf-8",
     )
     half = ("--training.batch_size", "4", "--training.steps", "12", "--training.schedule_steps", "12")
-    command = [
-        sys.executable,
-        "-m",
-        *LAUNCHERS["torchrun"],
-        str(script),
-        "train",
-        str(recipe),
-        "--out",
-        str(out),
-    ]
-    done = subprocess.run(
-        [*command, *half],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode != 0 and "Interrupted. What was finished is kept" in done.stderr, done.stderr
+    done = together(2, script, "train", recipe, "--out", out, *half, status=None)
+    assert "Interrupted. What was finished is kept" in done.stderr, done.stderr
     assert (out / "checkpoints" / "step-8").is_dir() and len(losses(out)) == 8 + 2
 
 
 def test_a_wrong_recipe_is_told_and_nobody_waits(recipe: Path) -> None:
     out = recipe.parent / "wrong"
-    said = launch("torchrun", "train", str(recipe), "--out", str(out), "--scheme", "rpoe", status=1)
-    assert "Unknown scheme 'rpoe'" in said
+    wrong = ("train", recipe, "--out", out, "--scheme", "rpoe")
+    assert "Unknown scheme 'rpoe'" in together(2, "-m", "bipe_cli", *wrong, status=None).stderr

@@ -1,10 +1,7 @@
 """Two processes that evaluate together find what one finds."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from bipe.processes import gather, in_turn, is_first, share
 from bipe_cli.main import app, run
 
 from ..test_scrolls import write_task
+from .launching import together
 
 TRAIN = """
 scheme: bipe-rope
@@ -88,16 +86,7 @@ def test_scores_are_those_of_one_process(
 ) -> None:
     monkeypatch.chdir(folder)
     (folder / "evaluate.py").write_text(SCRIPT, encoding="utf-8")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "evaluate.py", json.dumps(CASES)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    together = rows(done.stdout)
+    by_two = rows(together(2, "evaluate.py", json.dumps(CASES)).stdout)
     answers = (folder / "answers" / "qasper.json").read_text(encoding="utf-8")
     assert len(json.loads(answers)) == 4 and max(map(len, json.loads(answers).values())) > 10
     shutil.rmtree(folder / "answers")
@@ -105,8 +94,8 @@ def test_scores_are_those_of_one_process(
     for task, (model, *more) in CASES.items():
         assert run(app, ["evaluate", task.partition(",")[0], "--model", model, *more, "--json"]) == 0
         alone = rows(f"# {task}\n{capsys.readouterr().out}")[task]
-        assert len(alone) == len(together[task]) >= (1 if task == "scrolls" else 2)
-        for one, two in zip(alone, together[task], strict=True):
+        assert len(alone) == len(by_two[task]) >= (1 if task == "scrolls" else 2)
+        for one, two in zip(alone, by_two[task], strict=True):
             assert one.keys() == two.keys()
             for name, value in one.items():
                 same = pytest.approx(value, rel=1e-6) if isinstance(value, float) else value

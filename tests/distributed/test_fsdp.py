@@ -1,9 +1,6 @@
 """A model whose weights are shared out over two processes (FSDP2, on gloo) is the model that one process has."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,8 @@ from bipe.training.plan import plan
 from bipe.training.recipe import Recipe
 from bipe_cli.main import app, run
 
+from .launching import together
+
 SCRIPT = Path(__file__).with_name("sharded.py")
 
 
@@ -25,15 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    together(2, SCRIPT, folder)
     return json.loads((folder / "found.json").read_text(encoding="utf-8"))
 
 

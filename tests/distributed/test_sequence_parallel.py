@@ -1,9 +1,6 @@
 """A text read by several processes together is the text read by one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bipe.models import BipeConfig, BipeForCausalLM
 from bipe.models.sequence_parallel import hidden_states_of_stretch
 from bipe_cli.main import app, run
+
+from .launching import together
 
 SCRIPT = Path(__file__).with_name("together.py")
 SCHEMES = (
@@ -34,15 +33,7 @@ SCHEMES = (
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_scheme_reads_together_what_it_reads_alone(processes: int, tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), str(tmp_path), ",".join(SCHEMES)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    together(processes, SCRIPT, tmp_path, ",".join(SCHEMES))
     for rank in range(processes):
         found = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
         assert set(found) == set(SCHEMES)

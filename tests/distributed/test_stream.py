@@ -1,9 +1,6 @@
 """A stream that is kept as tokens: shared out without repeats, and gone on with in the middle."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -12,16 +9,15 @@ from bipe.data import train_tokenizer
 from bipe.data.store import TokenStore
 from bipe.training.order import SeededOrder
 
+from .launching import together
+
 SCRIPT = Path(__file__).with_name("seen.py")
 STEPS, BATCH, PROCESSES = 8, 3, 2
 
 
-def launch(folder: Path, out: str, stop: int) -> int:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder / "seen"), str(stop)]
-    command += ["train", str(folder / "recipe.yaml"), "--out", str(folder / out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, env=environment, timeout=300).returncode
+def launch(folder: Path, out: str, stop: int, status: int | None) -> None:
+    command = ("train", folder / "recipe.yaml", "--out", folder / out)
+    together(PROCESSES, SCRIPT, folder / "seen", str(stop), *command, status=status)
 
 
 def test_each_block_is_seen_once_by_one_process_also_after_a_stop(tmp_path: Path) -> None:
@@ -42,9 +38,9 @@ def test_each_block_is_seen_once_by_one_process_also_after_a_stop(tmp_path: Path
         encoding="utf-8",
     )
     (tmp_path / "seen").mkdir()
-    assert launch(tmp_path, "run", stop=5) != 0
+    launch(tmp_path, "run", stop=5, status=None)
     assert (tmp_path / "run" / "checkpoints" / "step-4").is_dir()
-    assert launch(tmp_path, "run", stop=-1) == 0
+    launch(tmp_path, "run", stop=-1, status=0)
     store = TokenStore(tmp_path / "store", [f"{source}:train"], tokenizer, limit=150)
     assert store.is_finished
     blocks = store.blocks(16)
