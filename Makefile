@@ -38,5 +38,5 @@ docs: ## the documentation's site, in site/
 	@scripts/docs
 
 clean: ## the environment, the demo's run and every cache
-	rm -rf .venv runs/demo dist site .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-oldest runs/demo dist site .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 LOCK = ".lock"
-"""File in a folder that its writer holds; it stays, and says nothing by being there."""
+"""File in a folder that its writer has locked; it stays, and says nothing by being there."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -38,14 +38,15 @@ def discard_drafts(folder: Path, of: str | None = None) -> None:
     """
     for path in folder.glob("*.draft"):
         if is_draft(path, of):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
 def sole_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep every other process, on this machine or on one that shares the folder, from writing there.
+    """Keep every other process from writing into a folder.
 
-    The process that does may ask again. However it ends, the folder is free then.
+    Whether this holds for other machines too is up to the file system; where it has no locks, a warning says
+    so. The process that writes may ask again. However it ends, the folder is free then.
 
     Args:
         folder: known to be ours.
@@ -54,15 +55,22 @@ def sole_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         ValueError: another process writes there, and this one was not to wait.
     """
-    lock = FileLock(folder.resolve() / LOCK, is_singleton=True)
+    lock = FileLock(folder.resolve() / LOCK, is_singleton=True, fallback_to_soft=False)
+    said = f"Another process is writing into {folder}."
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        said = f"Another process is writing into {folder}."
         if not wait:
             raise ValueError(f"{said} Wait until it has ended, or choose another folder.") from None
         warnings.warn(f"{said} Waiting for it.", stacklevel=3)
         lock.acquire()
+    except PermissionError:
+        raise
+    except (OSError, NotImplementedError) as error:
+        warnings.warn(
+            f"{folder} cannot be locked ({error}): see to it that no other command writes there.",
+            stacklevel=3,
+        )
     try:
         yield
     finally:

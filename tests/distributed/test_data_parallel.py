@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from bipe.storage import sole_writer
 from bipe_cli.main import app, run
 
 from .launching import TORCHRUN, python, together
@@ -129,6 +130,14 @@ def test_ctrl_c_at_one_process_stops_all_behind_the_same_step(recipe: Path, alon
     done = together(2, script, "train", recipe, "--out", out, *half, status=None)
     assert "Interrupted. What was finished is kept" in done.stderr, done.stderr
     assert (out / "checkpoints" / "step-8").is_dir() and len(losses(out)) == 8 + 2
+
+
+def test_a_folder_that_another_command_writes_is_refused_by_all(recipe: Path) -> None:
+    out = recipe.parent / "taken"
+    out.mkdir()
+    with sole_writer(out):
+        done = together(2, "-m", "bipe_cli", "train", recipe, "--out", out, status=None)
+    assert done.stderr.count("Another process is writing into") == 2
 
 
 def test_a_wrong_recipe_is_told_and_nobody_waits(recipe: Path) -> None:

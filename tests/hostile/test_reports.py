@@ -131,7 +131,7 @@ def test_what_a_folder_says_is_text(answer: Answer, whole: Path, tmp_path: Path)
     plain = Page((folder / "report.html").read_text(encoding="utf-8"))
     for _ in range(max(2, HARMED // 6)):
         folder = copied(whole, tmp_path)
-        evil = {name: draw.choice(EVIL) + draw.choice(EVIL) for name in ("a", "b", "c")}
+        evil = {name: (draw.choice(EVIL) + draw.choice(EVIL))[:100] for name in ("a", "b", "c")}
         for name in ("settings", "environment"):
             content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             for place in leaves(content):
@@ -151,6 +151,25 @@ def test_what_a_folder_says_is_text(answer: Answer, whole: Path, tmp_path: Path)
                 else {evil["a"]: evil["c"]}
             )
             (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        rows = [
+            json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        harness = {
+            "task": evil["a"],
+            "protocol": evil["b"],
+            "metric": evil["c"],
+            "value": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+        }
+        rows += [{**row, "protocol": evil["a"]} for row in rows if row["protocol"] == "blocks"]
+        rows += [
+            {**rows[0], **harness},
+            {**rows[0], "offsets_beyond_trained": None, "tokens_per_segment": None},
+        ]
+        (folder / "scores.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
         status, said = reported(answer, folder)
         assert status == 0, said
         page = Page((folder / "report.html").read_text(encoding="utf-8"))

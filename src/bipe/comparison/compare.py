@@ -1,6 +1,7 @@
 """Several schemes trained alike on the same text, measured at growing lengths, and reported."""
 
 import json
+import math
 import random
 import shutil
 import time
@@ -76,13 +77,14 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     """
     out = Path(out)
     settings.check()
-    settings = _with_those_there(settings, out)
-    jobs = _jobs(settings, out)
-    for job in jobs:
-        check_recipe(recipe_of(job))
-    _claim(settings, out)
+    _agreed(settings, out)  # before there is a folder
+    out.mkdir(parents=True, exist_ok=True)
     with sole_writer(out):
         discard_drafts(out)
+        settings = _agreed(settings, out)
+        if not (out / MARKER).exists():
+            write_whole(out / MARKER, settings.model_dump_json(indent=1))
+        jobs = _jobs(settings, out)
         say("Reading the text ...")
         try:
             make_corpus(settings, out, processes)
@@ -118,25 +120,31 @@ def _jobs(settings: Comparison, out: Path) -> list[Job]:
     ]
 
 
-def _claim(settings: Comparison, out: Path) -> None:
-    """Make `out` the folder of this comparison, or find that it is.
+def _agreed(settings: Comparison, out: Path) -> Comparison:
+    """The settings with what a comparison in this folder has already; nothing is written.
 
     Schemes and seeds may be added to a comparison; all else decides what comes out.
+
+    Raises:
+        ValueError: the folder is another comparison's, or none's, or a name or size is wrong.
     """
-    here = settings.model_dump(mode="json")
-    if there := _settings_there(out):
+    settings = _with_those_there(settings, out)
+    for job in _jobs(settings, out)[: len(settings.names)]:  # seeds change no recipe's sizes
+        check_recipe(recipe_of(job))
+    there = _settings_there(out)
+    if there is None and out.exists():
+        if not out.is_dir() or not all(path.name == LOCK or is_draft(path, MARKER) for path in out.iterdir()):
+            raise ValueError(
+                f"{out} exists and is no folder of a comparison. Choose an empty or a new one with --out."
+            )
+    elif there is not None:
+        here = settings.model_dump(mode="json")
         grown = {name: here[name] for name in ADDABLE}
         if difference := first_difference(there.model_dump(mode="json") | grown, here):
             raise ValueError(
                 f"{out} holds another comparison: {difference}. Choose another folder with --out."
             )
-        return
-    if out.exists() and not (out.is_dir() and all(is_draft(path, MARKER) for path in out.iterdir())):
-        raise ValueError(
-            f"{out} exists and is no folder of a comparison. Choose an empty or a new one with --out."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / MARKER, json.dumps(here, indent=1))
+    return settings
 
 
 def _settings_there(out: Path) -> Comparison | None:
@@ -177,9 +185,9 @@ def _release(out: Path) -> None:
     """Give up the claim on a folder in which nothing was trained yet: the mended command can have it."""
     if (out / "sweep").exists() or (out / "runs").exists():
         return
-    for name in (MARKER, FILE, LOCK):
-        (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
+    for name in (FILE, MARKER, LOCK):
+        (out / name).unlink(missing_ok=True)
     if not any(out.iterdir()):
         out.rmdir()
 
@@ -251,7 +259,7 @@ def _validation_perplexity(job: Job) -> float | None:
         for row in rows
         if "validation_perplexity" in row and row["step"] == job.steps
     ]
-    return last[-1] if last else None
+    return last[-1] if last and math.isfinite(last[-1]) else None
 
 
 def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import current_process, get_context
+from multiprocessing import current_process, get_context, parent_process
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import torch
 
@@ -82,10 +85,17 @@ def _accelerators() -> list[str]:
 
 def _prepare(threads: int, accelerators: Sequence[str]) -> None:
     """Set up a worker: its share of the cores, an accelerator of its own, and warnings in one line."""
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     torch.set_num_threads(threads)
     if len(accelerators) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = accelerator_of(_worker_number(), accelerators)
     warnings.formatwarning = lambda message, *_: f"bipe: warning: {message}\n"
+
+
+def _end_with(parent: Any) -> None:
+    """End this process as soon as the one that it works for has ended, however that came."""
+    wait_for([parent.sentinel])
+    os._exit(1)
 
 
 def _worker_number() -> int:

@@ -169,9 +169,10 @@ class Comparison(Settings):
             raise ValueError(f"Each scheme is compared once; got {', '.join(self.names)}.")
 
     def _check_arm(self, name: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+._-]*", name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,99}", name):
             raise ValueError(
-                f"The name of an arm is that of folders too: letters, digits and + . _ -; got {name!r}."
+                "The name of an arm is that of folders too: at most 100 letters, digits and + . _ -; got "
+                f"{name!r}."
             )
         try:
             self.model_of(name)

@@ -18,8 +18,7 @@ Record = Mapping[str, Any]
 
 FolderName = Annotated[str, Field(pattern=r"^[^/\\\x00]{1,100}$")]
 """Of a scheme, after which a run's folder is called."""
-FileName = Annotated[str, Field(pattern=r"^[\w-]{1,100}$")]
-"""Of a task or a metric, after which a picture is called."""
+Name = Annotated[str, Field(min_length=1, max_length=100)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[int, Field(ge=1, lt=2**53)]
 Loss = Annotated[float, Field(gt=0)]
@@ -32,10 +31,10 @@ class _Checked(BaseModel):
 class _Score(_Checked):
     scheme: FolderName
     seed: Count
-    task: FileName
-    protocol: str
+    task: Name
+    protocol: Name
     length: Size
-    metric: FileName
+    metric: Name
     value: float
     low: float
     high: float
@@ -53,14 +52,14 @@ class _Score(_Checked):
 
 
 class _Difference(_Checked):
-    first: str
-    second: str
+    first: Name
+    second: Name
     seed: Count
-    protocol: str
+    protocol: Name
     length: Size
     base_length: Size
     windows: Count
-    metric: str
+    metric: Name
     value: float
     low: float
     high: float
@@ -98,7 +97,7 @@ class _Settings(_Checked):
     seeds: list[Count] = []
     train_length: Size | None = None
     lengths: list[Size] = []
-    tasks: list[FileName] = []
+    tasks: list[Name] = []
     protocols: list[str] = []
     steps: Count = 0
     learning_rates: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """The page and the Markdown summary of a run folder."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -87,7 +88,7 @@ def write_report(run_dir: str | Path) -> Path:
         (folder / "places.png").write_bytes(figure_png(picture))
     for task, metric in run.shares:
         picture = task_figure(run.scores, task, metric, run.train_length, styles=styles)
-        (folder / f"{task}_{metric}.png").write_bytes(figure_png(picture))
+        (folder / f"{_plain_name(task)}_{_plain_name(metric)}.png").write_bytes(figure_png(picture))
     return page
 
 
@@ -117,6 +118,11 @@ def _context(run: Run) -> dict[str, Any]:
         "segment_table": segment_table(run.segments) if run.segments.get("lengths") else None,
         "facts": _facts(run),
     }
+
+
+def _plain_name(text: str) -> str:
+    """A text as part of a file's name or of an id."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
 
 
 def _share_title(task: str, metric: str) -> str:
@@ -188,7 +194,8 @@ class Chart:
 def _chart(name: str, label: str, draw: Callable[..., Figure]) -> Chart:
     """Draw both shapes. matplotlib escapes all text in its SVG, so the result is markup."""
     wide, narrow = (
-        Markup(figure_svg(draw(shape=shape), f"{name}-{shape}", label)) for shape in ("wide", "narrow")
+        Markup(figure_svg(draw(shape=shape), f"{_plain_name(name)}-{shape}", label))
+        for shape in ("wide", "narrow")
     )
     return Chart(wide, narrow)
 

@@ -61,7 +61,7 @@ def score_table(
             row.append(interval_cell(index.get((scheme, seed, "bits_per_byte", lengths[-1]))))
         if "effective_context" in metrics:
             row.append(_context_cell(index, scheme, seed))
-        row += [Cell(percent(longest["offsets_beyond_trained"])), Cell(number(longest["tokens_per_segment"]))]
+        row += _of_segments(longest)
         row.append(Cell(f"{longest['parameters']:,}"))
         rows.append([*row, Cell("–" if rate is None else f"{rate:g}")])
     return Table(header, rows, labels=2)
@@ -95,14 +95,19 @@ def task_table(
         found = [index.get((scheme, seed, metric, length)) for length in lengths]
         longest = [row for row in found if row is not None][-1]
         rate = (learning_rates or {}).get(scheme)
-        beyond, per_segment = longest["offsets_beyond_trained"], longest["tokens_per_segment"]
-        last = [
-            "–" if value is None else write(value)
-            for value, write in ((beyond, percent), (per_segment, number))
-        ]
-        last += [f"{longest['parameters']:,}", "–" if rate is None else f"{rate:g}"]
-        rows.append([Cell(scheme), Cell(str(seed)), *map(_share_cell, found), *map(Cell, last)])
+        last = [Cell(f"{longest['parameters']:,}"), Cell("–" if rate is None else f"{rate:g}")]
+        shares = map(_share_cell, found)
+        rows.append([Cell(scheme), Cell(str(seed)), *shares, *_of_segments(longest), *last])
     return Table(header, rows, labels=2)
+
+
+def _of_segments(score: Record) -> list[Cell]:
+    """Offsets beyond trained ones and tokens per segment, which a model without segments has not."""
+    beyond, length = score["offsets_beyond_trained"], score["tokens_per_segment"]
+    return [
+        Cell("–" if beyond is None else percent(beyond)),
+        Cell("–" if length is None else number(length)),
+    ]
 
 
 def _share_cell(score: Record | None) -> Cell:

@@ -4,14 +4,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from bipe import plain
 from bipe.models import BipeConfig
-from bipe.processes import is_first, processes
-from bipe.storage import discard_drafts, is_draft, sole_writer, write_whole
+from bipe.processes import gather, is_first, processes
+from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
 
 from . import checkpoints
 from .order import Blocks
@@ -49,8 +49,8 @@ def identify(
     return json.loads(json.dumps(identity))
 
 
-def claim(run: Path, identity: Identity, resume: bool) -> bool:
-    """Make `run` the folder of this run, or find it there; return whether the run is already finished.
+def is_there(run: Path, identity: Identity, resume: bool) -> bool:
+    """Whether `run` holds this run, finished; nothing is written.
 
     Raises:
         ValueError: the folder holds another run (the message names the first difference), a model that no
@@ -59,9 +59,6 @@ def claim(run: Path, identity: Identity, resume: bool) -> bool:
     refuse_foreign_files(run)
     marker = read_marker(run)
     if marker is None or not _holds_anything(run):
-        if is_first():
-            run.mkdir(parents=True, exist_ok=True)
-            write_marker(run, identity, steps_done=0, finished=False)
         return False
     # Settings that are newer than the run were what they are by default.
     defaults = TrainingSettings(steps=1).model_dump(mode="json", exclude=set(BOOKKEEPING))
@@ -69,6 +66,14 @@ def claim(run: Path, identity: Identity, resume: bool) -> bool:
     there, here = map(_dealt, ({**marker["identity"], "settings": settings}, identity))
     _refuse_difference(run, there, here, resume)
     return bool(marker["finished"])
+
+
+def claim(run: Path, identity: Identity, resume: bool) -> bool:
+    """As `is_there`, and a folder where nothing was saved yet becomes this run's; it must be `held`."""
+    finished = is_there(run, identity, resume)
+    if is_first() and not _holds_anything(run):
+        write_marker(run, identity, steps_done=0, finished=False)
+    return finished
 
 
 def _dealt(identity: Identity) -> Identity:
@@ -101,26 +106,34 @@ def claim_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
     _refuse_difference(run, _outcome(first, identity.get("processes", processes())), here, resume)
 
 
-def open_folder(run: Path) -> None:
-    """Make the folder and mark it as a run's, so that what is written next is known to be ours."""
-    run.mkdir(parents=True, exist_ok=True)
-    if read_marker(run) is None:
-        write_marker(run, {}, steps_done=0, finished=False)
-
-
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Keep other commands from writing into a run's folder; what one that was killed left half-written goes.
+    """Keep other commands from writing into a run's folder, which is made if it is not there.
+
+    What a command that was killed left half-written there is deleted.
 
     Raises:
-        ValueError: another command writes there.
+        ValueError: another command writes there; in every process of this one.
     """
-    if not is_first():
+    with ExitStack() as stack:
+        refusal = None
+        if is_first():
+            run.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(sole_writer(run))
+            except ValueError as error:
+                refusal = str(error)
+        if refusal := gather([refusal])[0]:
+            raise ValueError(refusal)
+        if is_first():
+            discard_drafts(run)
         yield
-        return
-    with sole_writer(run):
-        discard_drafts(run)
-        yield
+
+
+def open_folder(run: Path) -> None:
+    """Mark a folder that is `held` as a run's, so that what is written next is known to be ours."""
+    if read_marker(run) is None:
+        write_marker(run, {}, steps_done=0, finished=False)
 
 
 def is_finished(run: Path) -> bool:
@@ -146,7 +159,9 @@ def refuse_foreign_files(run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file; a run needs a folder.")
     if run.exists() and not (run / MARKER).exists():
-        for path in sorted(path for path in run.iterdir() if not is_draft(path, MARKER)):
+        for path in sorted(run.iterdir()):
+            if path.name == LOCK or is_draft(path, MARKER):
+                continue
             raise ValueError(
                 f"{run} holds a {path.name} but no {MARKER}, so no run of bipe made it. "
                 "Choose another folder."

@@ -48,6 +48,7 @@ from .run_folder import (
     held,
     identify,
     is_finished,
+    is_there,
     open_folder,
     write_marker,
 )
@@ -125,12 +126,16 @@ def train_model(
         raise ValueError(f"The config is not that of {start}: {difference}.")
     identity = identify(config, blocks, settings, seed, start)
     with in_turn():
-        finished = claim(run, identity, resume)
+        finished = is_there(run, identity, resume)
     if finished:
         if is_first():
             checkpoints.discard(run)  # of a run that was killed while it did so itself
         return load_run(run)
     with held(run):
+        with in_turn():
+            finished = claim(run, identity, resume)
+        if finished:  # by another command, meanwhile
+            return load_run(run)
         args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
         order = run_order(blocks, settings, args)
         model = _initial_model(config, blocks, order, start)
@@ -201,10 +206,11 @@ def train_recipe(
     blocks, validation_blocks = (
         make(length, vocabulary) for make in (material.blocks, material.validation_blocks)
     )
-    with in_turn():
-        open_folder(run)
     with held(run):
-        if is_first():
+        with in_turn():
+            claim_recipe(run, recipe, resume)  # another command may have been there meanwhile
+        if is_first() and not is_finished(run):
+            open_folder(run)
             write_whole(run / RECIPE, dump_recipe(recipe))
             material.tokenizer.save_pretrained(run)
         return train_model(
