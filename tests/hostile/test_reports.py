@@ -124,6 +124,7 @@ def test_values_of_any_kind_are_shown_or_refused(
         assert status == 0 or len(said) < 2000, place
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 def test_what_a_folder_says_is_text(answer: Answer, whole: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
     folder = copied(whole, tmp_path)

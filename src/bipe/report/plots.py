@@ -138,7 +138,7 @@ def task_figure(
     for (scheme, _), curve in curves.items():
         _draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2, cut=False)
     axes.set_xlabel(LENGTH_UNITS.get(task, "text length in tokens") + " (dotted: trained)")
-    axes.set_ylabel(metric)
+    axes.set_ylabel(metric, parse_math=False)
     ends = {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
     _name_lines(axes, ends, styles, shape)
     return figure
@@ -191,7 +191,7 @@ def convergence_figure(
             linewidth=1.3,
         )
     axes.set_xlabel("training step")
-    axes.set_ylabel(_with_scale(f"validation {metric}", axes))
+    axes.set_ylabel(_with_scale(f"validation {metric}", axes), parse_math=False)
     axes.set_xlim(right=max(curve[-1][0] for curve in points.values()))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
