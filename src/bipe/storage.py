@@ -1,5 +1,6 @@
 """Files that are whole or not there, folders that one process writes, and errors that name them."""
 
+import errno
 import os
 import re
 import warnings
@@ -14,6 +15,8 @@ from torch import Tensor
 
 LOCK = ".lock"
 """File in a folder that its writer has locked; it stays, and says nothing by being there."""
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+"""What a file system answers that has none."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -29,15 +32,10 @@ def is_draft(path: Path, of: str | None = None) -> bool:
     return re.fullmatch(rf"{name}\.\d+\.draft", path.name) is not None
 
 
-def discard_drafts(folder: Path, of: str | None = None) -> None:
-    """Delete what processes that were killed left half-written in a folder; no other may be writing there.
-
-    Args:
-        folder: known to be ours, where no name is given.
-        of: the only name whose drafts are deleted.
-    """
+def discard_drafts(folder: Path) -> None:
+    """Delete what processes that were killed left half-written in a folder that is ours alone."""
     for path in folder.glob("*.draft"):
-        if is_draft(path, of):
+        if is_draft(path):
             path.unlink(missing_ok=True)
 
 
@@ -64,9 +62,9 @@ def sole_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
             raise ValueError(f"{said} Wait until it has ended, or choose another folder.") from None
         warnings.warn(f"{said} Waiting for it.", stacklevel=3)
         lock.acquire()
-    except PermissionError:
-        raise
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
         warnings.warn(
             f"{folder} cannot be locked ({error}): see to it that no other command writes there.",
             stacklevel=3,

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -172,14 +173,19 @@ def test_a_recipe_does_not_touch_what_another_command_finished_meanwhile(
     assert before and contents(folder) == before
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
 def test_a_file_system_without_locks_is_told_of_and_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_locks(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+    def failing(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.warns(UserWarning, match="cannot be locked .*No locks available"), sole_writer(tmp_path):
+    monkeypatch.setattr(fcntl, "flock", failing)
+    if number == errno.EIO:  # says nothing of locks
+        with pytest.raises(OSError, match=os.strerror(number)), sole_writer(tmp_path):
+            pass
+        return
+    with pytest.warns(UserWarning, match=f"cannot be locked .*{os.strerror(number)}"), sole_writer(tmp_path):
         (tmp_path / "file").write_text("written", encoding="utf-8")
 
 

@@ -105,7 +105,7 @@ class TokenStore:
 
     def _fill(self) -> None:
         record = self._read_record()
-        discard_drafts(self.folder, RECORD)
+        discard_drafts(self.folder)
         if record["finished"]:
             return
         write_whole(self.folder / RECORD, json.dumps(record))  # so that the files are known to be ours
