@@ -3,8 +3,10 @@
 Five steps of training a scheme here; `make test-numerics` takes 500. BIPE_STEPS chooses.
 """
 
+import math
 import os
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -34,20 +36,16 @@ def shifted(model: BipeForCausalLM, ids: torch.Tensor, by: int) -> Any:
     return moved._replace(outer=moved.outer + by) if isinstance(moved, MultilevelPositions) else moved
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
-def test_training_in_half_precision_stays_finite(
-    scheme: str, dtype: torch.dtype, make_model: ModelMaker
-) -> None:
-    model = make_model(scheme, initializer_range=0.02).train()
+def losses_of_training(model: BipeForCausalLM, dtype: torch.dtype) -> list[float]:
+    """Of so many steps on texts of which every other token is known, under autocast."""
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in range(STEPS):
         ids = torch.randint(0, 12, (4, 32), generator=generator)
-        ids[:, 1::2] = ids[:, ::2]  # every other token is known
-        with torch.autocast("cpu", dtype):
+        ids[:, 1::2] = ids[:, ::2]
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -56,10 +54,24 @@ def test_training_in_half_precision_stays_finite(
         scaler.update()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    assert all(loss == loss and loss < 10 for loss in losses)
-    assert all(torch.isfinite(weight).all() for weight in model.parameters())
-    if STEPS >= 100:
-        assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    return losses
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_training_in_half_precision_stays_finite_and_goes_as_in_float32(
+    scheme: str, make_model: ModelMaker, record_property: Callable[[str, object], None]
+) -> None:
+    """How far each precision is from float32 goes to pytest's --junitxml."""
+    whole = losses_of_training(make_model(scheme, initializer_range=0.02).train(), torch.float32)
+    for dtype in (torch.bfloat16, torch.float16):
+        model = make_model(scheme, initializer_range=0.02).train()
+        losses = losses_of_training(model, dtype)
+        assert all(torch.isfinite(weight).all() for weight in model.parameters()), dtype
+        assert all(math.isfinite(loss) for loss in losses), dtype
+        # Steps go apart as roundings add up; what is learned does not.
+        nearness = fmean(losses[-20:]) / fmean(whole[-20:])
+        record_property(str(dtype), nearness)
+        assert nearness == pytest.approx(1, rel=0.05), dtype
 
 
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))

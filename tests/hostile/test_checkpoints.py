@@ -71,7 +71,7 @@ def settings(checkpoint: Path) -> dict[str, Any]:
 def test_settings_of_any_kind_are_used_or_refused(answer: Answer, harmed: Harmed, checkpoint: Path) -> None:
     draw, refused = random.Random(0), 0
     for name in [*settings(checkpoint), "no_such_setting", "auto_map"]:
-        for value in draw.sample(VALUES, max(1, HARMED // 4)):
+        for value in draw.sample(VALUES, min(len(VALUES), max(1, HARMED // 4))):
             folder = harmed()
             changed = {**settings(checkpoint), name: value}
             (folder / "config.json").write_text(json.dumps(changed), encoding="utf-8")

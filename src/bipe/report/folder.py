@@ -272,15 +272,15 @@ def _read_rows(path: Path, kind: type[_Checked]) -> list[dict[str, Any]]:
 
 
 def _checked(rows: Iterable[dict[str, Any]], kind: type[_Checked], path: Path) -> list[dict[str, Any]]:
-    """The rows, each with what this kind has to have.
+    """The rows, each with what this kind has to have; whole numbers where there may be others become floats.
 
     Raises:
         ValueError: one has not; the message names file, row and field.
     """
-    found = list(rows)
-    for number, row in enumerate(found, start=1):
+    found = []
+    for number, row in enumerate(rows, start=1):
         try:
-            kind.model_validate(row)
+            found.append(kind.model_validate(row).model_dump(exclude_unset=True))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"])) or "the whole"
