@@ -1,8 +1,11 @@
 """Files that are whole or not there."""
 
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bipe.plain import read_json, read_yaml
 from bipe.storage import discard_drafts, is_draft, write_whole
@@ -18,13 +21,42 @@ def test_a_text_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_drafts_of_killed_processes_are_discarded_and_nothing_else(tmp_path: Path) -> None:
     assert is_draft(Path("a.json.1.draft"), "a.json") and not is_draft(Path("a.json.1.draft"), "b.json")
-    names = ["history.jsonl.4711.draft", "history.jsonl", "thesis.draft", "chapter.one.draft", "4711.draft"]
+    drafts = ["history.jsonl.4711.draft", ".tmp1V0RAM"]
+    others = [
+        "history.jsonl",
+        "thesis.draft",
+        "chapter.one.draft",
+        "4711.draft",
+        ".tmp",
+        ".tmpdir",
+        ".tmp1V0RAM.txt",
+    ]
+    names = [*drafts, *others]
     for name in names:
         (tmp_path / name).write_text("x", encoding="utf-8")
-    assert [name for name in names if is_draft(Path(name))] == names[:1]
+    assert [name for name in names if is_draft(Path(name))] == drafts
+    assert not is_draft(Path(".tmp1V0RAM"), "model.safetensors")
     discard_drafts(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
     discard_drafts(tmp_path / "none")
+
+
+def test_safetensors_calls_its_drafts_as_we_think(tmp_path: Path) -> None:
+    found: set[str] = set()
+    tensors, written = {"a": torch.zeros(3_000_000)}, Event()
+
+    def write() -> None:
+        for _ in range(20):
+            save_file(tensors, str(tmp_path / "model.safetensors"))
+        written.set()
+
+    writer = Thread(target=write)
+    writer.start()
+    while not written.is_set():
+        found |= {path.name for path in tmp_path.iterdir()}
+    writer.join()
+    assert {path for path in found if not is_draft(Path(path))} == {"model.safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 200_000, ""])

@@ -17,6 +17,8 @@ LOCK = ".lock"
 """File in a folder that its writer has locked; it stays, and says nothing by being there."""
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """What a file system answers that has none."""
+SAFETENSORS_DRAFT = r"\.tmp[A-Za-z0-9]{6}"
+"""How safetensors calls a file until it is whole, as a regular expression."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -27,14 +29,17 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def is_draft(path: Path, of: str | None = None) -> bool:
-    """Whether a file is what a process that was killed left of one it was writing, of that name if given."""
-    name = ".+" if of is None else re.escape(of)
-    return re.fullmatch(rf"{name}\.\d+\.draft", path.name) is not None
+    """Whether a file is what a process that was killed left of one it was writing, of that name if given.
+
+    One that safetensors was writing has no name of its own yet, and so counts only where none is given.
+    """
+    drafts = rf".+\.\d+\.draft|{SAFETENSORS_DRAFT}" if of is None else rf"{re.escape(of)}\.\d+\.draft"
+    return re.fullmatch(drafts, path.name) is not None
 
 
 def discard_drafts(folder: Path) -> None:
     """Delete what processes that were killed left half-written in a folder that is ours alone."""
-    for path in folder.glob("*.draft"):
+    for path in (*folder.glob("*.draft"), *folder.glob(".tmp*")):
         if is_draft(path):
             path.unlink(missing_ok=True)
 

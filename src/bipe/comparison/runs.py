@@ -20,7 +20,7 @@ from bipe.evaluation.arithmetic import answered_right
 from bipe.evaluation.losses import save_curves, window_losses
 from bipe.evaluation.tasks import TASKS, TaskOptions, separators_of
 from bipe.models.checkpoint import Checkpoint
-from bipe.storage import write_whole
+from bipe.storage import discard_drafts, write_whole
 from bipe.training.history import Measure
 from bipe.training.material import Arithmetic
 from bipe.training.recipe import Recipe, TrainingSettings
@@ -169,6 +169,7 @@ def _accuracy(corpus: Corpus) -> Measure | None:
 
 def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> None:
     """Leave what comes out of each task in the run's folder, where it is not there yet."""
+    discard_drafts(checkpoint.directory)
     losses, others = checkpoint.directory / LOSSES, checkpoint.directory / OTHER_SCORES
     if "length-curve" in settings.tasks and not losses.exists():
         lossy = "without_separators" in settings.evaluation.protocols
