@@ -164,6 +164,13 @@ def test_a_folder_without_scores_is_an_error(tmp_path: Path):
         write_report(tmp_path)
 
 
+def test_a_whole_number_beyond_all_charts_is_shown(run_dir: Path):
+    rows = (run_dir / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(rows[0]) | {"value": 10**30, "high": 10**30}
+    (run_dir / "scores.jsonl").write_text("\n".join((json.dumps(row), *rows[1:])) + "\n", encoding="utf-8")
+    assert write_report(run_dir).is_file()
+
+
 @pytest.mark.parametrize(
     ("content", "reason"), [("{", "is no JSON file"), ("[1]", "holds list, not a JSON object")]
 )
