@@ -329,7 +329,7 @@ def test_code_beside_a_model_is_not_promised_where_it_is_not_written(llama: Path
             "low_freq_factor|llama3",
         ),
         ({"pad_token_id": 999}, "cannot be read as a model"),
-        ({"id2label": 5}, "cannot be read as a model"),
+        ({"id2label": 5}, "cannot be read as a model|id2label"),
         ({"vocab_size": "many"}, "vocab_size"),
     ],
 )

@@ -48,7 +48,8 @@ class Case:
         query, key, value = parts
         logits = query @ key.transpose(-1, -2) * self.scaling
         distance = self.bias.key_index[:, None, None, :] - self.bias.query_index[:, None, :, None]
-        logits = logits + self.bias.slopes.double()[:, None, None] * distance
+        # The bias is float32's, as its rounding is no key left out.
+        logits = logits + (self.bias.slopes[:, None, None] * distance.float()).double()
         weights = logits.masked_fill(~self.seen[:, None], -1e300).softmax(-1)
         mixed = weights @ value
         return mixed.detach(), *torch.autograd.grad(mixed, parts, self.direction), weights.detach()

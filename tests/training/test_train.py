@@ -286,6 +286,7 @@ def test_the_implementation_of_attention_is_a_setting(fit, make_config, attentio
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which the tracing of torch 2.9 reads
 def test_a_compiled_model_trains_alike(fit, make_config):
     settings = {"steps": 2, "evaluate_every": None, "checkpoint_every": None, "warmup_steps": 1}
     plain, compiled = (

@@ -101,6 +101,9 @@ class BoundedLayer(DynamicLayer):
         return super().get_seq_length() + query_length, self.dropped
 
     def reset(self) -> None:
+        # Before 5.18 transformers fills with zeros what it goes on from, and so counts it as seen.
+        self.keys = self.values = None
+        self.is_initialized = False
         super().reset()
         self.dropped = 0
 

@@ -75,6 +75,9 @@ def training_arguments(
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # else a single process would split each batch over all of them (DataParallel)
+    if arguments.device.type == "cpu":
+        # Each of several processes has "cpu:0", onto which Trainer before 5.18 would load, and torch cannot.
+        arguments.__dict__["_setup_devices"] = torch.device("cpu")
     return arguments
 
 
