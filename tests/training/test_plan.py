@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +17,8 @@ from bipe.training.recipe import Recipe
 from bipe_cli.main import app, run
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "language_modelling"
+ANGLES = 2 * 512 * 8
+"""Of 512 tokens and 8 frequencies, a product that torch counts before 2.10 alone."""
 
 
 def recipe_of(scheme: str = "bipe-rope", **changes: Any) -> Recipe:
@@ -144,9 +147,10 @@ def test_arithmetic_is_what_torch_counts(checkpointing: bool) -> None:
     # Eager attention makes all pairs, of which a causal kernel makes half.
     passes, tokens, width = 4 if checkpointing else 3, 512, 64
     other_half = passes * 2 * recipe.model.num_hidden_layers * width * 127 * tokens
-    assert plan(recipe).flops + other_half == pytest.approx(
-        counter.get_total_flops(), rel=1.5e-5
-    )  # torch 2.9 does not count the angles
+    counted = counter.get_total_flops()
+    if Version(torch.__version__) < Version("2.10"):
+        counted -= ANGLES
+    assert plan(recipe).flops + other_half == pytest.approx(counted, rel=1e-6)
 
 
 def test_parts_add_up_to_the_built_model() -> None:
