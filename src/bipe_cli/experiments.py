@@ -263,7 +263,6 @@ def _theory(setup: Setup) -> list[list[Step]]:
         return Step(
             *("theory", "learn", *cell, "--out", str(setup.out / name), *setup.settings),
             rows=setup.out / f"{name}.jsonl",
-            arm=f"{scheme}, {states} states, width {width}",
         )
 
     cells = product(range(setup.seeds), (2, 3, 4), ("bipe-rope", "sinusoidal"))

@@ -13,9 +13,12 @@ from .plots import segment_histogram_figure
 from .records import read_records
 from .rendering import figure_png
 from .tables import Cell, Record, Table, markdown_table, number, percent
+from .theory import ENOUGH, learned_figure, learned_table, smallest_widths
 
 SHARES = ("accuracy", "choice_accuracy")
 LEFT_OUT = {"histogram"}
+AUTOMATON = "automaton"
+"""The task of rows about trained automata, as `bipe.comparison.automata` names it."""
 
 
 def write_experiment(
@@ -46,7 +49,9 @@ def write_experiment(
         name = folder.name
         parts += [f"## {name}", f"[All rows]({name}/summary.md) and [charts]({name}/report.html)."]
         parts += _tables(scores)
-    parts += _tables(rows)
+    learned = [row for row in rows if row.get("task") == AUTOMATON]
+    parts += _learned(learned, path.parent) if learned else []
+    parts += _tables([row for row in rows if row.get("task") != AUTOMATON])
     parts += _histograms(rows, path.parent)
     listed = "\n".join(f"    {command}" for command in commands)
     parts += ["## Commands", listed, _machine()]
@@ -89,6 +94,18 @@ def _histograms(rows: Sequence[Record], folder: Path) -> list[str]:
         (folder / picture).write_bytes(figure_png(segment_histogram_figure({"lengths": lengths})))
         parts.append(f"![Tokens per segment, {name}]({picture})")
     return parts
+
+
+def _learned(rows: Sequence[Record], folder: Path) -> list[str]:
+    """A chart of how well trained models tell the states of automata, beside the page, and its tables."""
+    (folder / "learned.png").write_bytes(figure_png(learned_figure(rows)))
+    return [
+        "![How often trained models are right, against width and segments before](learned.png)",
+        f"## Smallest width that is right after {percent(ENOUGH)} of the symbols",
+        markdown_table(smallest_widths(rows)),
+        "## Right after",
+        markdown_table(learned_table(rows)),
+    ]
 
 
 def seeds_table(scores: Iterable[Record]) -> Table:

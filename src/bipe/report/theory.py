@@ -1,12 +1,19 @@
-"""Charts of the theory: how large compiled automata are."""
+"""Charts and tables of the theory: how large compiled automata are, how well trained models tell states."""
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bipe.report.palette import COLOURS
+from .palette import COLOURS, Style, scheme_styles
+from .tables import Cell, Record, Table, percent
+
+ENOUGH = 0.99
+"""The share of symbols after which a model has to be right, to be said to have learned an automaton."""
 
 MODELS = {"two levels": ("series-1", "o"), "one level": ("series-2", "s")}
 """The look of each compilation: a role of the palette, and a marker."""
@@ -53,3 +60,173 @@ def size_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes.set_ylim(bottom=0)
     panels[0].legend(frameon=False, fontsize=9, labelcolor=ink)
     return figure
+
+
+def smallest_widths(rows: Iterable[Record], enough: float = ENOUGH) -> Table:
+    """The smallest width at which a trained model tells the states of an automaton, a column a seed.
+
+    >>> row = {"scheme": "rope", "states": 2, "classes": 6, "protocol": "words", "length": 64, "seed": 0}
+    >>> found = {8: 0.7, 16: 0.995, 32: 1.0}
+    >>> table = smallest_widths([{**row, "width": width, "value": found[width]} for width in found])
+    >>> table.header, [cell.text for cell in table.rows[0]]
+    (['states of each level', 'classes', 'scheme', 'seed 0'], ['2', '6', 'rope', '16'])
+
+    Args:
+        rows: of `bipe.comparison.automata.learn_automaton`; those of whole words as long as those trained on
+            count.
+        enough: the share of symbols after which a model has to be right; at the width that is given and at
+            every larger one that was tried.
+    """
+    cells = _short_words(rows)
+    seeds = sorted({row["seed"] for row in cells})
+    table: list[list[Cell]] = []
+    for states, scheme in dict.fromkeys((row["states"], row["scheme"]) for row in cells):
+        chosen = [row for row in cells if (row["states"], row["scheme"]) == (states, scheme)]
+        classes = sorted({row["classes"] for row in chosen})
+        found = [_smallest([row for row in chosen if row["seed"] == seed], enough) for seed in seeds]
+        told = str(classes[0]) if len(classes) == 1 else f"{classes[0]}–{classes[-1]}"
+        table.append([Cell(str(states)), Cell(told), Cell(scheme), *map(Cell, found)])
+    header = ["states of each level", "classes", "scheme", *(f"seed {seed}" for seed in seeds)]
+    return Table(header, table, labels=3)
+
+
+def _smallest(rows: Sequence[Record], enough: float) -> str:
+    if not rows:
+        return "–"
+    found = "none"
+    for row in sorted(rows, key=lambda row: -row["width"]):
+        if row["value"] < enough:
+            break
+        found = str(row["width"])
+    return found
+
+
+def learned_table(rows: Iterable[Record]) -> Table:
+    """How often models of each width are right, in words of each length: mean, smallest and largest seed.
+
+    >>> row = {"scheme": "rope", "states": 2, "width": 8, "parameters": 4360, "protocol": "words"}
+    >>> row |= {"length": 64}
+    >>> table = learned_table([{**row, "seed": seed, "value": 0.5 + 0.1 * seed} for seed in (0, 1)])
+    >>> table.header[-1], [tuple(cell) for cell in table.rows[0]][2:]
+    ('at 64 symbols', [('8', ''), ('4,360', ''), ('2', ''), ('55.0 %', '50.0 %–60.0 %')])
+
+    Args:
+        rows: of `bipe.comparison.automata.learn_automaton`.
+    """
+    words = [row for row in rows if row["protocol"] == "words"]
+    lengths = sorted({row["length"] for row in words})
+    table: list[list[Cell]] = []
+    kinds = dict.fromkeys((row["states"], row["scheme"]) for row in words)
+    for states, scheme, width in sorted(
+        {(row["states"], row["scheme"], row["width"]) for row in words},
+        key=lambda key: (list(kinds).index(key[:2]), key[2]),
+    ):
+        chosen = [
+            row for row in words if (row["states"], row["scheme"], row["width"]) == (states, scheme, width)
+        ]
+        seeds = {row["seed"] for row in chosen}
+        sizes = sorted({row["parameters"] for row in chosen})
+        size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,}–{sizes[-1]:,}"
+        shares = [_spread([row["value"] for row in chosen if row["length"] == length]) for length in lengths]
+        labels = (str(states), scheme, str(width), size, str(len(seeds)))
+        table.append([*map(Cell, labels), *shares])
+    header = ["states of each level", "scheme", "width", "parameters", "seeds"]
+    return Table([*header, *(f"at {length} symbols" for length in lengths)], table, labels=3)
+
+
+def _spread(values: Sequence[float]) -> Cell:
+    if not values:
+        return Cell("–")
+    note = f"{percent(min(values))}–{percent(max(values))}" if len(values) > 1 else ""
+    return Cell(percent(statistics.mean(values)), note)
+
+
+def learned_figure(rows: Iterable[Record]) -> Figure:
+    """Draw how often trained models are right: above against their width, below against how far they are.
+
+    A column for each number of states. Above, words as long as those trained on (solid) and the longest
+    (dashed); below, the longest words by the segments before, for the widest model. Lines are means over
+    seeds, points single seeds.
+
+    Args:
+        rows: of `bipe.comparison.automata.learn_automaton`.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    rows = list(rows)
+    if not rows:
+        raise ValueError("There are no trained automata to draw.")
+    states = sorted({row["states"] for row in rows})
+    styles = scheme_styles(row["scheme"] for row in rows)
+    lengths = sorted({row["length"] for row in rows if row["protocol"] == "words"})
+    widest = max(row["width"] for row in rows)
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    grid = figure.subplots(2, len(states), sharey="row", squeeze=False)
+    for column, number in enumerate(states):
+        above, below = grid[0][column], grid[1][column]
+        for scheme, style in styles.items():
+            here = [row for row in rows if (row["states"], row["scheme"]) == (number, scheme)]
+            words = [row for row in here if row["protocol"] == "words"]
+            for length, line in ((lengths[0], "-"), (lengths[-1], "--")):
+                _draw(above, [row for row in words if row["length"] == length], "width", style, line)
+            far = [row for row in here if (row["protocol"], row["width"]) == ("from_segment", widest)]
+            _draw(below, far, "length", style, "-")
+        above.set_xscale("log", base=2)
+        above.xaxis.set_major_locator(FixedLocator(sorted({row["width"] for row in rows})))
+        above.set_title(f"{number} x {number} states", fontsize=10, color=COLOURS["ink"].light, loc="left")
+        above.set_xlabel("width", fontsize=9, color=COLOURS["muted"].light)
+        below.set_xlabel(f"segments before, width {widest}", fontsize=9, color=COLOURS["muted"].light)
+        for axes in (above, below):
+            _dress(axes)
+    for axes in (grid[0][0], grid[1][0]):
+        axes.set_ylabel("right after", fontsize=9, color=COLOURS["muted"].light)
+    grid[0][0].legend(
+        handles=[
+            *(
+                Line2D([], [], color=style.colour, marker=style.marker, label=scheme, ms=5, lw=1.5)
+                for scheme, style in styles.items()
+            ),
+            *(
+                Line2D([], [], color=COLOURS["muted"].light, ls=line, label=f"{length} symbols", lw=1.5)
+                for length, line in dict(zip(lengths, ("-", "--"), strict=False)).items()
+            ),
+        ],
+        frameon=False,
+        fontsize=8,
+        labelcolor=COLOURS["ink"].light,
+    )
+    return figure
+
+
+def _draw(axes: Axes, rows: Sequence[Record], key: str, style: Style, line: str) -> None:
+    """Means over seeds as a line, the seeds as points."""
+    by_place: dict[int, list[float]] = {}
+    for row in rows:
+        by_place.setdefault(row[key], []).append(row["value"])
+    places = sorted(by_place)
+    means = [statistics.mean(by_place[place]) for place in places]
+    axes.plot(places, means, color=style.colour, ls=line, lw=1.5)
+    points = [(place, value) for place in places for value in by_place[place]]
+    if points:
+        axes.plot(
+            *zip(*points, strict=True), color=style.colour, marker=style.marker, ms=3.5, ls="", alpha=0.6
+        )
+
+
+def _dress(axes: Axes) -> None:
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+    axes.tick_params(labelsize=8, colors=COLOURS["muted"].light, labelleft=True)
+    axes.grid(axis="y", color=COLOURS["grid"].light, lw=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _short_words(rows: Iterable[Record]) -> list[Record]:
+    """Rows of whole words as long as those trained on, which are the shortest."""
+    words = [row for row in rows if row["protocol"] == "words"]
+    shortest = min((row["length"] for row in words), default=0)
+    return [row for row in words if row["length"] == shortest]
