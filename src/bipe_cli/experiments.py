@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 PAPER_SCHEMES = ("sinusoidal", "randomized-rope", "rope", "alibi", "bipe-rope", "bipe-alibi")
 EIGHT = "torchrun --standalone --nproc-per-node 8 -m bipe_cli"
@@ -70,6 +71,7 @@ class Step:
         rows: a file that keeps what it prints, JSON lines; where it is there, the step is done.
         arm: the name of its rows, in place of their scheme's.
         seed: of its rows, in place of what they say; an extended model does not know its own.
+        suffices: from its rows, whether the steps that follow in its list are needless.
     """
 
     def __init__(
@@ -79,10 +81,12 @@ class Step:
         rows: Path | None = None,
         arm: str | None = None,
         seed: int | None = None,
+        suffices: Callable[[list[dict[str, Any]]], bool] | None = None,
     ) -> None:
         self.arguments = (*arguments, "--json") if rows else arguments
         self.makes = makes
         self.rows = rows
+        self.suffices = suffices
         self.named = {name: value for name, value in (("scheme", arm), ("seed", seed)) if value is not None}
 
     def __str__(self) -> str:
@@ -101,6 +105,20 @@ class Step:
         if not self._record.is_file() or self._record.read_text(encoding="utf-8") != str(self):
             raise ValueError(f"{left} is of another command. Choose another folder with --out.")
         return True
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """What it printed, by the names given to it; nothing where it was needless."""
+        from bipe.report.records import read_records
+
+        if self.rows is None or not self.rows.exists():
+            return []
+        return [{**row, **self.named} for row in read_records(self.rows)]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether what it left makes the steps after it needless."""
+        return self.suffices is not None and self.suffices(self.measured)
 
     def remember(self) -> None:
         """Note beside what it left by which command that was."""
@@ -254,8 +272,13 @@ def _tasks(setup: Setup) -> list[list[Step]]:
 
 
 def _theory(setup: Setup) -> list[list[Step]]:
-    """Models of both kinds and several widths, on automata of several sizes."""
+    """Models of both kinds, wider and wider until one has learned the automaton, for several sizes of it."""
     widths = (8, 16, 32, 64)
+
+    def suffices(rows: list[dict[str, Any]]) -> bool:
+        from bipe.report.theory import has_learned
+
+        return has_learned(rows)
 
     def step(scheme: str, states: int, width: int, seed: int) -> Step:
         name = f"{scheme}-{states}-{width}-{seed}"
@@ -263,6 +286,7 @@ def _theory(setup: Setup) -> list[list[Step]]:
         return Step(
             *("theory", "learn", *cell, "--out", str(setup.out / name), *setup.settings),
             rows=setup.out / f"{name}.jsonl",
+            suffices=suffices,
         )
 
     cells = product(range(setup.seeds), (2, 3, 4), ("bipe-rope", "sinusoidal"))

@@ -1,7 +1,7 @@
 """`bipe reproduce`: an experiment of the paper, run from one command."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated
@@ -95,13 +95,21 @@ def _run(lanes: "Sequence[Sequence[Step]]", folder: Path, workers: int) -> None:
 
 
 def _follow(lane: "Sequence[Step]", failed: Event, workers: int) -> None:
-    for step in lane:
+    for step in _taken(lane):
         if failed.is_set():
             return
         if not step.is_done:
             typer.echo(f"$ {step}", err=True)
             _do(step, workers)
             step.remember()
+
+
+def _taken(lane: "Sequence[Step]") -> "Iterator[Step]":
+    """The steps of a list up to the one that makes the others needless."""
+    for step in lane:
+        yield step
+        if step.is_last:
+            return
 
 
 def _do(step: "Step", workers: int) -> None:
@@ -128,12 +136,9 @@ def _do(step: "Step", workers: int) -> None:
 
 def _write_page(experiment: "Experiment", lanes: "Sequence[Sequence[Step]]", folder: Path) -> None:
     from bipe.report.experiment import write_experiment
-    from bipe.report.records import read_records
 
-    steps = [step for lane in lanes for step in lane]
-    rows = [
-        {**row, **step.named} for step in steps if step.rows is not None for row in read_records(step.rows)
-    ]
+    steps = [step for lane in lanes for step in _taken(lane)]
+    rows = [row for step in steps for row in step.measured]
     comparisons = [
         Path(step.arguments[step.arguments.index("--out") + 1])
         for step in steps

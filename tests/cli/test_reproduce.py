@@ -182,3 +182,28 @@ def test_a_step_that_fails_ends_the_experiment(tmp_path: Path, monkeypatch, capf
     said = capfd.readouterr().err
     assert "This command failed with status 2: bipe segment nowhere.txt" in said and "later.txt" not in said
     assert not (tmp_path / "out" / "page.md").exists()
+
+
+def test_a_step_that_suffices_spares_those_after_it(text: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    """As widths grow until a model has learned: a run that goes on, too, knows what it need not do."""
+
+    def lanes(setup: Setup) -> list[list[Step]]:
+        def step(length: int) -> Step:
+            command = ("segment", str(text), "--rule", "line", "--statistics", "--lengths", str(length))
+            return Step(
+                *command,
+                rows=setup.out / f"{length}.jsonl",
+                arm="text",
+                suffices=lambda rows: rows[0]["length"] == 64,
+            )
+
+        return [[step(length) for length in (32, 64, 128)]]
+
+    monkeypatch.setitem(EXPERIMENTS, "growing", Experiment("Growing", "Nothing.", lanes, (), "None."))
+    command = ["reproduce", "growing", "--out", str(tmp_path / "out")]
+    for given in (["32", "64"], []):
+        assert run(app, command) == 0
+        said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("$ ")]
+        assert [options(shlex.split(line), "--lengths") for line in said] == [[length] for length in given]
+        page = (tmp_path / "out" / "page.md").read_text(encoding="utf-8")
+        assert "--lengths 64" in page and "--lengths 128" not in page

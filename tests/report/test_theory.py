@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bipe.report.experiment import write_experiment
-from bipe.report.theory import learned_figure, learned_table, smallest_widths
+from bipe.report.theory import has_learned, learned_figure, learned_table, smallest_widths
 
 RIGHT = {
     ("bipe-rope", 0): {8: 0.7, 16: 0.995, 32: 0.999},
@@ -39,6 +39,13 @@ def test_the_smallest_width_holds_for_the_larger_ones_too() -> None:
         ["3", "40–41", "bipe-rope", "16", "32"],  # of seed 1, width 8 was a chance hit
         ["3", "40", "sinusoidal", "none", "–"],
     ]
+
+
+@pytest.mark.parametrize(("width", "learned"), [(8, False), (16, True)])
+def test_a_model_has_learned_what_it_tells_in_words_as_long_as_trained(width: int, learned: bool) -> None:
+    rows = [row for row in made() if (row["scheme"], row["seed"], row["width"]) == ("bipe-rope", 0, width)]
+    assert has_learned(rows) is learned
+    assert not has_learned([row for row in rows if row["protocol"] == "from_segment"])
 
 
 def test_the_table_has_every_width_and_both_lengths() -> None:

@@ -62,6 +62,16 @@ def size_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def has_learned(rows: Iterable[Record], enough: float = ENOUGH) -> bool:
+    """Whether a trained model tells the states of its automaton, in words as long as those trained on.
+
+    Args:
+        rows: of one call of `bipe.comparison.automata.learn_automaton`.
+        enough: the share of symbols after which it has to be right.
+    """
+    return any(row["value"] >= enough for row in _short_words(rows))
+
+
 def smallest_widths(rows: Iterable[Record], enough: float = ENOUGH) -> Table:
     """The smallest width at which a trained model tells the states of an automaton, a column a seed.
 
@@ -145,8 +155,8 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
     """Draw how often trained models are right: above against their width, below against how far they are.
 
     A column for each number of states. Above, words as long as those trained on (solid) and the longest
-    (dashed); below, the longest words by the segments before, for the widest model. Lines are means over
-    seeds, points single seeds.
+    (dashed); below, the longest words by the segments before, for the widest model of each seed. Lines are
+    means over seeds, points single seeds.
 
     Args:
         rows: of `bipe.comparison.automata.learn_automaton`.
@@ -160,7 +170,10 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
     states = sorted({row["states"] for row in rows})
     styles = scheme_styles(row["scheme"] for row in rows)
     lengths = sorted({row["length"] for row in rows if row["protocol"] == "words"})
-    widest = max(row["width"] for row in rows)
+    widest: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        key = (row["states"], row["scheme"], row["seed"])
+        widest[key] = max(row["width"], widest.get(key, 0))
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     grid = figure.subplots(2, len(states), sharey="row", squeeze=False)
     for column, number in enumerate(states):
@@ -170,13 +183,17 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
             words = [row for row in here if row["protocol"] == "words"]
             for length, line in ((lengths[0], "-"), (lengths[-1], "--")):
                 _draw(above, [row for row in words if row["length"] == length], "width", style, line)
-            far = [row for row in here if (row["protocol"], row["width"]) == ("from_segment", widest)]
+            far = [
+                row
+                for row in here
+                if row["protocol"] == "from_segment" and row["width"] == widest[number, scheme, row["seed"]]
+            ]
             _draw(below, far, "length", style, "-")
         above.set_xscale("log", base=2)
         above.xaxis.set_major_locator(FixedLocator(sorted({row["width"] for row in rows})))
         above.set_title(f"{number} x {number} states", fontsize=10, color=COLOURS["ink"].light, loc="left")
         above.set_xlabel("width", fontsize=9, color=COLOURS["muted"].light)
-        below.set_xlabel(f"segments before, width {widest}", fontsize=9, color=COLOURS["muted"].light)
+        below.set_xlabel("segments before", fontsize=9, color=COLOURS["muted"].light)
         for axes in (above, below):
             _dress(axes)
     for axes in (grid[0][0], grid[1][0]):
