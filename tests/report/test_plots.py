@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bipe.report.axes import Shape, spread
 from bipe.report.palette import COLOURS, scheme_styles, theme_css
 from bipe.report.plots import (
-    Shape,
     convergence_figure,
     length_curve_figure,
     perplexity_curves,
     place_figure,
     scheme_panels_figure,
     segment_histogram_figure,
-    spread,
+    width_figure,
 )
 from bipe.report.rendering import figure_png, figure_svg
 
@@ -105,6 +105,24 @@ def test_convergence_takes_the_last_row_of_a_repeated_step():
 def test_convergence_without_histories_is_an_error():
     with pytest.raises(ValueError, match="No history holds a validation_perplexity"):
         convergence_figure({("rope", 0): [{"step": 1, "loss": 8.0}]})
+
+
+def test_a_share_is_drawn_against_the_width():
+    row = {"seed": 0, "metric": "accuracy", "length": 6}
+    rows = {
+        width: [
+            row | {"scheme": name, "value": value + shift, "low": value + shift, "high": value + shift}
+            for name, shift in (("rope", 0.0), ("alibi", 0.1))
+        ]
+        for width, value in ((64, 0.7), (32, 0.2))
+    }
+    axes = width_figure(rows, "accuracy").axes[0]
+    styles = scheme_styles(["rope", "alibi"])
+    assert lines(axes, styles["rope"].colour) == [[0.2, 0.7]]
+    assert lines(axes, styles["alibi"].colour) == [[pytest.approx(0.3), pytest.approx(0.8)]]
+    assert list(axes.get_xticks()) == [32, 64]
+    with pytest.raises(ValueError, match="hold no accuracy"):
+        width_figure({32: []}, "accuracy")
 
 
 def test_the_histogram_shows_shares():

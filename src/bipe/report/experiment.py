@@ -1,5 +1,6 @@
 """The page of an experiment: what was claimed, what came out, and by which commands."""
 
+import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from bipe.training.environment import describe_environment
 
-from .plots import segment_histogram_figure
+from .plots import segment_histogram_figure, width_figure
 from .records import read_records
 from .rendering import figure_png
 from .tables import Cell, Record, Table, markdown_table, number, percent
@@ -44,6 +45,7 @@ def write_experiment(
         ordered = sorted(comparisons, key=lambda folder: (len(folder.name), folder.name))  # widths by size
         measured = {folder.name: read_records(folder / "scores.jsonl") for folder in ordered}
         parts += ["## Side by side", markdown_table(side_by_side(measured))]
+        parts += _widths(ordered, path.parent)
     for folder in comparisons:
         scores = read_records(folder / "scores.jsonl")
         name = folder.name
@@ -96,6 +98,27 @@ def _histograms(rows: Sequence[Record], folder: Path) -> list[str]:
     return parts
 
 
+def _widths(comparisons: Sequence[Path], folder: Path) -> list[str]:
+    """A chart of what was found first against the hidden width, where comparisons differ in that."""
+    by_width = {
+        json.loads((path / "settings.json").read_text(encoding="utf-8"))["model"]["hidden_size"]: path
+        for path in comparisons
+    }
+    found = {width: _found_first(read_records(path / "scores.jsonl")) for width, path in by_width.items()}
+    metrics = {row["metric"] for rows in found.values() for row in rows}
+    if len(by_width) < len(comparisons) or len(metrics) != 1 or not metrics <= set(SHARES):
+        return []
+    (folder / "widths.png").write_bytes(figure_png(width_figure(found, metrics.pop())))
+    return ["![What was found at the shortest length, against the hidden width](widths.png)"]
+
+
+def _found_first(rows: Sequence[Record]) -> list[Record]:
+    """The rows of the first task, protocol and metric at the shortest length."""
+    shortest = min((row["length"] for row in rows), default=0)
+    keys = [(row["task"], row["protocol"], row["metric"], row["length"]) for row in rows]
+    return [row for row, key in zip(rows, keys, strict=True) if key == (*keys[0][:3], shortest)]
+
+
 def _learned(rows: Sequence[Record], folder: Path) -> list[str]:
     """A chart of how well trained models tell the states of automata, beside the page, and its tables."""
     (folder / "learned.png").write_bytes(figure_png(learned_figure(rows)))
@@ -145,11 +168,8 @@ def side_by_side(measured: Mapping[str, Sequence[Record]]) -> Table:
     """
     found: dict[tuple[str, str], list[Record]] = {}
     for name, rows in measured.items():
-        keys = [(row["task"], row["protocol"], row["metric"]) for row in rows]
-        shortest = min((row["length"] for row in rows), default=0)
-        for row, key in zip(rows, keys, strict=True):
-            if key == keys[0] and row["length"] == shortest:
-                found.setdefault((row["scheme"], name), []).append(row)
+        for row in _found_first(rows):
+            found.setdefault((row["scheme"], name), []).append(row)
     schemes = dict.fromkeys(scheme for scheme, _ in found)
     rows = [
         [Cell(scheme), *(_spread(found.get((scheme, name), [])) for name in measured)] for scheme in schemes

@@ -2,30 +2,38 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from bipe.report.palette import COLOURS, RAMP, Style, scheme_styles
+from .axes import (
+    CONTEXT,
+    FONT,
+    MUTED,
+    Curve,
+    Record,
+    Shape,
+    canvas,
+    draw_curve,
+    dress,
+    legend,
+    name_lines,
+    set_length_scale,
+    set_perplexity_scale,
+    set_share_scale,
+    short_number,
+    told_beyond,
+    value_bounds,
+    with_scale,
+)
+from .palette import COLOURS, RAMP, Style, scheme_styles
 
-Record = Mapping[str, Any]
-Shape = Literal["wide", "narrow"]
-Curve = list[Record]
-
-INK, MUTED, GRID, CONTEXT = (COLOURS[role].light for role in ("ink", "muted", "grid", "context"))
-_LOG_FROM_RATIO = 4.0
 # An exploding curve leaves through the top, and says how far it goes, so that the others can be told apart:
 # the axis ends at these multiples of the highest truncation line.
 _CEILING = 8.0
 _PANEL_CEILING = 1.5
-_NEARLY = 1.3  # what passes the end by no more than this is shown whole
-
-
-_NAME_GAP = 0.054
-"""Height of a scheme's name at the end of its line, as a share of the usual chart's."""
 
 
 def length_curve_figure(
@@ -53,16 +61,16 @@ def length_curve_figure(
     """
     curves = perplexity_curves(scores, protocol)
     styles = styles or scheme_styles(scheme for scheme, _ in curves)
-    figure, axes = _canvas(shape)
-    low, high = _bounds(curves.values(), _CEILING)
-    _set_perplexity_scale(axes, (low, high))
-    _set_length_scale(axes, _lengths(curves), train_length, labels=8 if shape == "wide" else 6)
+    figure, axes = canvas(shape)
+    low, high = value_bounds(curves.values(), _CEILING)
+    set_perplexity_scale(axes, (low, high))
+    set_length_scale(axes, _lengths(curves), train_length, labels=8 if shape == "wide" else 6)
     for (scheme, _), curve in curves.items():
-        _draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2)
+        draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2)
     axes.set_xlabel("text length in tokens (× trained length)")
-    axes.set_ylabel(_with_scale("perplexity", axes))
+    axes.set_ylabel(with_scale("perplexity", axes))
     ends = {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
-    _name_lines(axes, ends, styles, shape)
+    name_lines(axes, ends, styles, shape)
     return figure
 
 
@@ -87,19 +95,19 @@ def scheme_panels_figure(
         figsize=(10, 0.5 + 2.1 * rows) if shape == "wide" else (4.4, 0.5 + 1.75 * rows), layout="constrained"
     )
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    bounds = _bounds(curves.values(), _PANEL_CEILING)
+    bounds = value_bounds(curves.values(), _PANEL_CEILING)
     for n, axes in enumerate(grid.flat):
         if n >= len(schemes):
             axes.remove()
             continue
-        _dress(axes)
-        _set_perplexity_scale(axes, bounds)
-        _set_length_scale(axes, _lengths(curves), train_length, labels=3, multiples=False)
+        dress(axes)
+        set_perplexity_scale(axes, bounds)
+        set_length_scale(axes, _lengths(curves), train_length, labels=3, multiples=False)
         _draw_panel(axes, schemes[n], curves, styles)
         below = n + columns < len(schemes)
         axes.tick_params(labelbottom=not below, labelleft=n % columns == 0)
-    figure.supxlabel("text length in tokens", fontsize=_FONT, color=MUTED)
-    figure.supylabel("perplexity", fontsize=_FONT, color=MUTED)
+    figure.supxlabel("text length in tokens", fontsize=FONT, color=MUTED)
+    figure.supylabel("perplexity", fontsize=FONT, color=MUTED)
     return figure
 
 
@@ -126,8 +134,8 @@ def task_figure(
     """
     curves = metric_curves((row for row in scores if row["task"] == task), metric)
     styles = styles or scheme_styles(scheme for scheme, _ in curves)
-    figure, axes = _canvas(shape)
-    _set_share_scale(axes)
+    figure, axes = canvas(shape)
+    set_share_scale(axes)
     lengths = _lengths(curves)
     if lengths[-1] > 4 * lengths[0]:
         axes.set_xscale("log", base=2)
@@ -136,11 +144,47 @@ def task_figure(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.axvline(trained, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
     for (scheme, _), curve in curves.items():
-        _draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2, cut=False)
+        draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2, cut=False)
     axes.set_xlabel(LENGTH_UNITS.get(task, "text length in tokens") + " (dotted: trained)")
     axes.set_ylabel(metric, parse_math=False)
     ends = {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
-    _name_lines(axes, ends, styles, shape)
+    name_lines(axes, ends, styles, shape)
+    return figure
+
+
+def width_figure(
+    scores: Mapping[int, Iterable[Record]],
+    metric: str,
+    *,
+    styles: Mapping[str, Style] | None = None,
+    shape: Shape = "wide",
+) -> Figure:
+    """Draw a share, such as an accuracy, against the hidden width: a line for each scheme and seed.
+
+    Args:
+        scores: score rows of one task, protocol and length by hidden width; those with `metric` are drawn.
+        metric: such as `"accuracy"`, between 0 and 1.
+        styles, shape: as in `length_curve_figure`.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    # A curve's rows are told apart by length, which is one here.
+    rows = [{**row, "length": width} for width, measured in scores.items() for row in measured]
+    curves = metric_curves(rows, metric)
+    styles = styles or scheme_styles(scheme for scheme, _ in curves)
+    figure, axes = canvas(shape)
+    set_share_scale(axes)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(_lengths(curves)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    for (scheme, _), curve in curves.items():
+        draw_curve(axes, curve, styles[scheme], width=1.2, cut=False)
+    axes.set_xlabel("hidden width")
+    axes.set_ylabel(metric, parse_math=False)
+    ends = {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
+    name_lines(axes, ends, styles, shape)
     return figure
 
 
@@ -172,12 +216,12 @@ def convergence_figure(
     if not points:
         raise ValueError(f"No history holds a validation_{metric}, so there is no convergence to draw.")
     styles = styles or scheme_styles(scheme for scheme, _ in points)
-    figure, axes = _canvas(shape)
+    figure, axes = canvas(shape)
     values = [value for curve in points.values() for _, value in curve]
     if metric == "perplexity":
-        _set_perplexity_scale(axes, (min(values), max(values)))
+        set_perplexity_scale(axes, (min(values), max(values)))
     else:
-        _set_share_scale(axes)
+        set_share_scale(axes)
     for (scheme, _), curve in points.items():
         steps, perplexities = zip(*curve, strict=True)
         style = styles[scheme]
@@ -191,11 +235,11 @@ def convergence_figure(
             linewidth=1.3,
         )
     axes.set_xlabel("training step")
-    axes.set_ylabel(_with_scale(f"validation {metric}", axes), parse_math=False)
+    axes.set_ylabel(with_scale(f"validation {metric}", axes), parse_math=False)
     axes.set_xlim(right=max(curve[-1][0] for curve in points.values()))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _name_lines(axes, {key: curve[-1] for key, curve in points.items()}, styles, shape)
+    name_lines(axes, {key: curve[-1] for key, curve in points.items()}, styles, shape)
     return figure
 
 
@@ -221,7 +265,7 @@ def place_figure(
     if not places:
         raise ValueError("No run kept what it lost at each place, so there is no curve to draw.")
     styles = styles or scheme_styles(scheme for scheme, _ in places)
-    figure, axes = _canvas(shape)
+    figure, axes = canvas(shape)
     axes.set_xscale("log", base=2)
     end = max(place for curve in places.values() for place, _ in curve)
     ticks = [2**power for power in range(int(math.log2(FIRST_PLACE)), int(math.log2(end)) + 1)]
@@ -230,13 +274,13 @@ def place_figure(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axes.axvline(train_length, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
     values = [value for curve in places.values() for _, value in curve]
-    _set_perplexity_scale(axes, (min(values), max(values)))
+    set_perplexity_scale(axes, (min(values), max(values)))
     for (scheme, _), curve in places.items():
         style = styles[scheme]
         axes.plot(*zip(*curve, strict=True), color=style.colour, linewidth=1.3)
     axes.set_xlabel("tokens before, in the window (dotted: trained length)")
-    axes.set_ylabel(_with_scale("perplexity", axes))
-    _name_lines(axes, {key: curve[-1] for key, curve in places.items()}, styles, shape)
+    axes.set_ylabel(with_scale("perplexity", axes))
+    name_lines(axes, {key: curve[-1] for key, curve in places.items()}, styles, shape)
     return figure
 
 
@@ -254,7 +298,7 @@ def segment_histogram_figure(segments: Record, *, shape: Shape = "wide") -> Figu
     shares = {length: [n / sum(row) for n in row] for length, row in sorted(counts.items()) if sum(row)}
     if not shares:
         raise ValueError("segments.json counts no segment, so there is no histogram to draw.")
-    figure, axes = _canvas(shape)
+    figure, axes = canvas(shape)
     end = max(_quantile(row, 0.99) for row in shares.values())
     for n, (length, row) in enumerate(shares.items()):
         role = RAMP[round(n * (len(RAMP) - 1) / max(1, len(shares) - 1))]
@@ -274,7 +318,7 @@ def segment_histogram_figure(segments: Record, *, shape: Shape = "wide") -> Figu
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
     axes.set_xlabel("tokens in a segment")
     axes.set_ylabel("share of segments")
-    _legend(axes, [line for line in axes.lines if isinstance(line, Line2D)], shape, title="text length")
+    legend(axes, [line for line in axes.lines if isinstance(line, Line2D)], shape, title="text length")
     return figure
 
 
@@ -312,124 +356,8 @@ def metric_curves(
     return {key: [curves[key][length] for length in sorted(curves[key])] for key in keys}
 
 
-_FONT = 10.0
-
-
-def _canvas(shape: Shape) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(10, 4.8) if shape == "wide" else (4.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    _dress(axes)
-    return figure, axes
-
-
-def _dress(axes: Axes) -> None:
-    axes.patch.set_visible(False)
-    axes.grid(True, axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, labelsize=_FONT, length=0, pad=5, which="both")
-    axes.xaxis.label.set(color=MUTED, fontsize=_FONT)
-    axes.yaxis.label.set(color=MUTED, fontsize=_FONT)
-    for side in ("left", "right", "top"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(CONTEXT)
-
-
 def _lengths(curves: Mapping[tuple[str, int], Curve]) -> list[int]:
     return sorted({row["length"] for curve in curves.values() for row in curve})
-
-
-def _bounds(curves: Iterable[Curve], ceiling: float) -> tuple[float, float]:
-    curves = list(curves)
-    rows = [row for curve in curves for row in curve]
-    low = min(min(row["low"], row["value"]) for row in rows)
-    high = max(max(row["high"], row["value"]) for row in rows)
-    ceiling *= max(curve[0]["value"] for curve in curves)
-    return low, high if high < _NEARLY * ceiling else ceiling
-
-
-def _set_perplexity_scale(axes: Axes, bounds: tuple[float, float]) -> None:
-    low, high = bounds
-    ratio = high / low if low > 0 else math.inf
-    if low > 0 and ratio > _LOG_FROM_RATIO:
-        axes.set_yscale("log")
-        margin = max(ratio, 1.2) ** 0.04
-        axes.set_ylim(low / margin, high * margin)
-        subs = (1.0, 2.0, 5.0) if ratio < 300 else (1.0,)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-        axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        margin = 0.06 * (high - low) or 0.05 * high or 1.0
-        axes.set_ylim(low - margin, high + margin)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-
-
-def _set_share_scale(axes: Axes) -> None:
-    axes.set_ylim(-0.02, 1.02)
-    axes.yaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-
-
-def _with_scale(name: str, axes: Axes) -> str:
-    return f"{name}, log scale" if axes.get_yscale() == "log" else name
-
-
-def short_number(value: float) -> str:
-    """Write a number for an axis.
-
-    >>> [short_number(value) for value in (0.25, 41.0, 2000, 1.5e6, 3e12)]
-    ['0.25', '41', '2k', '1.5M', '3e+12']
-    """
-    for limit, unit in ((1e9, ""), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value:.3g}" if not unit else f"{value / (1e6 if unit == 'M' else 1e3):.3g}{unit}"
-    return f"{value / 1e3:.3g}k" if abs(value) >= 1e3 and value % 100 == 0 else f"{value:.4g}"
-
-
-def _set_length_scale(
-    axes: Axes, lengths: Sequence[int], train_length: int, *, labels: int, multiples: bool = True
-) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(min(lengths[0], train_length) / 2**0.2, max(lengths[-1], train_length) * 2**0.12)
-    step = math.ceil(len(lengths) / labels)
-    named = lengths[::-1][::step][::-1]
-    axes.xaxis.set_major_locator(FixedLocator(named))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-    axes.axvline(train_length, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
-    if not multiples:
-        return
-    look: dict[str, Any] = {"textcoords": "offset points", "va": "top", "color": MUTED, "fontsize": _FONT - 1}
-    left, right = axes.get_xlim()
-    shift, side = (4, "left") if train_length < math.sqrt(left * right) else (-4, "right")
-    place: dict[str, Any] = {"xycoords": ("data", "axes fraction")}
-    axes.annotate("trained length", (train_length, 1.0), xytext=(shift, -2), ha=side, **place, **look)
-    for n in named:
-        # A text of its own, since a second line of the tick's label would not be centred in another typeface.
-        axes.annotate(f"{n / train_length:.3g}×", (n, 0.0), xytext=(0, -19), ha="center", **place, **look)
-    axes.xaxis.labelpad = 17
-
-
-def _draw_curve(axes: Axes, curve: Curve, style: Style, *, width: float, cut: bool = True) -> None:
-    """Draw a curve with its interval and, if asked to, what cutting texts to the shortest length gives."""
-    lengths, values, lows, highs = zip(
-        *((row["length"], row["value"], row["low"], row["high"]) for row in curve), strict=True
-    )
-    if cut:
-        ends = [lengths[0], axes.get_xlim()[1]]
-        axes.plot(ends, [values[0]] * 2, color=style.colour, linewidth=0.9, linestyle=(0, (5, 3)), alpha=0.55)
-    axes.fill_between(lengths, lows, highs, color=style.colour, alpha=0.13, linewidth=0)
-    axes.vlines(lengths, lows, highs, color=style.colour, linewidth=0.9, alpha=0.55)
-    axes.plot(
-        lengths,
-        values,
-        color=style.colour,
-        linewidth=width,
-        marker=style.marker,
-        markersize=4.5,
-        markeredgewidth=0,
-    )
 
 
 def _draw_panel(
@@ -443,17 +371,12 @@ def _draw_panel(
         if name != scheme:
             axes.plot([r["length"] for r in curve], [r["value"] for r in curve], color=CONTEXT, linewidth=0.7)
     for curve in own:
-        _draw_curve(axes, curve, styles[scheme], width=1.4)
+        draw_curve(axes, curve, styles[scheme], width=1.4)
     axes.set_title(
-        scheme, loc="left", fontsize=_FONT, color=styles[scheme].colour, weight="bold", parse_math=False
+        scheme, loc="left", fontsize=FONT, color=styles[scheme].colour, weight="bold", parse_math=False
     )
-    if beyond := _beyond(axes, max(row["value"] for curve in own for row in curve)):
-        axes.set_title(beyond, loc="right", fontsize=_FONT - 1, color=MUTED)
-
-
-def _beyond(axes: Axes, value: float) -> str:
-    """Say how far a curve goes that leaves through the top, such as `"↑ 1.8M"`; nothing of one that stays."""
-    return f"↑ {short_number(float(f'{value:.3g}'))}" if value > axes.get_ylim()[1] else ""
+    if beyond := told_beyond(axes, max(row["value"] for curve in own for row in curve)):
+        axes.set_title(beyond, loc="right", fontsize=FONT - 1, color=MUTED)
 
 
 def _validation_points(rows: Sequence[Record], metric: str) -> list[tuple[int, float]]:
@@ -469,96 +392,3 @@ def _quantile(shares: Sequence[float], share: float) -> int:
         if total >= share:
             return n
     return len(shares) - 1
-
-
-def _name_lines(
-    axes: Axes, ends: Mapping[tuple[str, int], tuple[float, float]], styles: Mapping[str, Style], shape: Shape
-) -> None:
-    """Write each scheme's name at the end of its lines, or in a legend below where there is no room."""
-    grouped: dict[str, list[tuple[float, float]]] = {}
-    for (name, _), point in ends.items():
-        grouped.setdefault(name, []).append(point)
-    middles = {
-        name: sorted(points, key=lambda point: point[1])[len(points) // 2] for name, points in grouped.items()
-    }
-    beyond = {name: _beyond(axes, max(y for _, y in points)) for name, points in grouped.items()}
-    labels = {name: f"{name} {beyond[name]}".rstrip() for name in grouped}
-    if shape == "narrow":
-        _legend(axes, [_handle(labels[name], styles[name]) for name in grouped], shape)
-        return
-    heights = {name: min(1.0, _axes_height(axes, y)) for name, (_, y) in middles.items()}
-    names = sorted(heights, key=lambda name: heights[name])
-    figure, taller = axes.get_figure(root=True), max(1.0, len(names) * _NAME_GAP)
-    assert figure is not None
-    figure.set_figheight(figure.get_figheight() * taller)  # room for all names
-    gap = _NAME_GAP / taller
-    for name, height in zip(names, spread([heights[name] for name in names], gap=gap), strict=True):
-        colour = styles[name].colour
-        leader = {
-            "color": colour,
-            "linewidth": 0.8,
-            "shrinkA": 1,
-            "shrinkB": 3,
-            "alpha": 0.6,
-            "relpos": (0, 0.5),
-        }
-        axes.annotate(
-            labels[name],
-            middles[name],
-            xytext=(1.03, height),
-            textcoords="axes fraction",
-            va="center",
-            color=colour,
-            fontsize=_FONT,
-            parse_math=False,
-            arrowprops=None if beyond[name] else {"arrowstyle": "-", **leader},
-            annotation_clip=False,
-        )
-
-
-def _axes_height(axes: Axes, value: float) -> float:
-    low, high = axes.get_ylim()
-    if axes.get_yscale() == "log":
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Move rising `heights` apart until neighbours are `gap` apart, as little as that takes, within [0, 1].
-
-    >>> [round(height, 2) for height in spread([0.5, 0.5, 0.9], gap=0.1)]
-    [0.45, 0.55, 0.9]
-    """
-    blocks: list[tuple[float, int]] = []  # (centre, members), each block evenly filled
-    for height in heights:
-        blocks.append((height, 1))
-        while (
-            len(blocks) > 1
-            and blocks[-1][0] - blocks[-2][0] < gap * (blocks[-1][1] + blocks[-2][1]) / 2 - 1e-9
-        ):
-            (above, m), (below, n) = blocks.pop(), blocks.pop()
-            blocks.append(((above * m + below * n) / (m + n), m + n))
-    placed = [centre + gap * (k - (size - 1) / 2) for centre, size in blocks for k in range(size)]
-    last = len(placed) - 1
-    return [max(gap * n, min(height, 1.0 - gap * (last - n))) for n, height in enumerate(placed)]
-
-
-def _handle(name: str, style: Style) -> Line2D:
-    return Line2D([], [], color=style.colour, marker=style.marker, markersize=5, linewidth=1.5, label=name)
-
-
-def _legend(axes: Axes, handles: Sequence[Line2D], shape: Shape, title: str | None = None) -> None:
-    where: dict[str, Any] = {"loc": "upper right"}
-    if shape == "narrow":
-        figure = axes.figure
-        where = {"loc": "outside lower left", "ncols": 2}
-        legend = figure.legend(
-            handles=handles, frameon=False, fontsize=_FONT, labelcolor=INK, title=title, **where
-        )
-    else:
-        legend = axes.legend(
-            handles=handles, frameon=False, fontsize=_FONT, labelcolor=INK, title=title, **where
-        )
-    legend.get_title().set(color=MUTED, fontsize=_FONT)
-    for text in legend.get_texts():
-        text.set_parse_math(False)

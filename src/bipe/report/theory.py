@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from .axes import FONT, INK, MUTED, dress
 from .palette import COLOURS, Style, scheme_styles
 from .tables import Cell, Record, Table, percent
 
@@ -191,13 +192,17 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
             _draw(below, far, "length", style, "-")
         above.set_xscale("log", base=2)
         above.xaxis.set_major_locator(FixedLocator(sorted({row["width"] for row in rows})))
-        above.set_title(f"{number} x {number} states", fontsize=10, color=COLOURS["ink"].light, loc="left")
-        above.set_xlabel("width", fontsize=9, color=COLOURS["muted"].light)
-        below.set_xlabel("segments before", fontsize=9, color=COLOURS["muted"].light)
+        above.set_title(f"{number} x {number} states", fontsize=FONT, color=INK, loc="left")
+        above.set_xlabel("width")
+        below.set_xlabel("segments before")
         for axes in (above, below):
-            _dress(axes)
+            dress(axes)
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+            axes.tick_params(labelleft=True)
     for axes in (grid[0][0], grid[1][0]):
-        axes.set_ylabel("right after", fontsize=9, color=COLOURS["muted"].light)
+        axes.set_ylabel("right after")
     grid[0][0].legend(
         handles=[
             *(
@@ -205,13 +210,13 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
                 for scheme, style in styles.items()
             ),
             *(
-                Line2D([], [], color=COLOURS["muted"].light, ls=line, label=f"{length} symbols", lw=1.5)
+                Line2D([], [], color=MUTED, ls=line, label=f"{length} symbols", lw=1.5)
                 for length, line in dict(zip(lengths, ("-", "--"), strict=False)).items()
             ),
         ],
         frameon=False,
         fontsize=8,
-        labelcolor=COLOURS["ink"].light,
+        labelcolor=INK,
     )
     return figure
 
@@ -229,17 +234,6 @@ def _draw(axes: Axes, rows: Sequence[Record], key: str, style: Style, line: str)
         axes.plot(
             *zip(*points, strict=True), color=style.colour, marker=style.marker, ms=3.5, ls="", alpha=0.6
         )
-
-
-def _dress(axes: Axes) -> None:
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-    axes.tick_params(labelsize=8, colors=COLOURS["muted"].light, labelleft=True)
-    axes.grid(axis="y", color=COLOURS["grid"].light, lw=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
 
 
 def _short_words(rows: Iterable[Record]) -> list[Record]:
