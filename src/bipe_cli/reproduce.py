@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bipe_cli.experiments import Experiment, Step
+    from bipe_cli.steps import Experiment, Step
 
 
 def reproduce(
@@ -44,7 +44,8 @@ def reproduce(
     of its recipes follow as --name value, such as --training.steps 1000.
     """
     from bipe.registry import choose
-    from bipe_cli.experiments import EXPERIMENTS, Setup
+    from bipe_cli.experiments import EXPERIMENTS
+    from bipe_cli.steps import Setup
 
     if name is None:
         for key, experiment in EXPERIMENTS.items():

@@ -12,8 +12,9 @@ from bipe.comparison import Comparison
 from bipe.models import SCHEMES
 from bipe.training import load_recipe, parse_overrides, read_settings
 from bipe_cli import experiments
-from bipe_cli.experiments import EXPERIMENTS, Experiment, Setup, Step
+from bipe_cli.experiments import EXPERIMENTS
 from bipe_cli.main import app, run
+from bipe_cli.steps import Experiment, Setup, Step
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 ROOT = Path(__file__).parents[2]
