@@ -68,13 +68,17 @@ def test_the_chart_shows_what_was_measured() -> None:
     figure = learned_figure(made(2) + made(3))
     above, below = figure.axes[:2], figure.axes[2:]
     assert [axes.get_title(loc="left") for axes in above] == ["2 x 2 states", "3 x 3 states"]
-    means = [list(line.get_ydata()) for line in above[0].lines if line.get_linestyle() in ("-", "--")]
-    assert means == [
-        pytest.approx(values)
-        for values in ([0.8455, 0.9875, 0.9955], [0.6455, 0.7875, 0.7955], [0.5, 0.6, 0.7], [0.3, 0.4, 0.5])
+    drawn = [(line.get_linestyle(), list(line.get_ydata())) for line in above[0].lines]
+    expected = [
+        (dash, [value - less for value in RIGHT[run].values()])
+        for runs in ([("bipe-rope", 0), ("bipe-rope", 1)], [("sinusoidal", 0)])
+        for dash, less in (("-", 0.0), ("--", 0.2))
+        for run in runs
     ]
-    far = [list(line.get_ydata()) for line in below[1].lines if line.get_linestyle() == "-"]
-    assert far == [pytest.approx([0.9955, 0.9155, 0.8355]), pytest.approx([0.7, 0.62, 0.54])]
+    assert drawn == [(dash, pytest.approx(values)) for dash, values in expected]
+    far = [list(line.get_ydata()) for line in below[1].lines]
+    ends = [RIGHT[run][32] for run in (("bipe-rope", 0), ("bipe-rope", 1), ("sinusoidal", 0))]
+    assert far == [pytest.approx([end, end - 0.08, end - 0.16]) for end in ends]
     with pytest.raises(ValueError, match="no trained automata"):
         learned_figure([])
 

@@ -115,6 +115,8 @@ def _smallest(rows: Sequence[Record], enough: float) -> str:
 def learned_table(rows: Iterable[Record]) -> Table:
     """How often models of each width are right, in words of each length: mean, smallest and largest seed.
 
+    Where one seed needs wider models than another, rows of different widths are of different seeds.
+
     >>> row = {"scheme": "rope", "states": 2, "width": 8, "parameters": 4360, "protocol": "words"}
     >>> row |= {"length": 64}
     >>> table = learned_table([{**row, "seed": seed, "value": 0.5 + 0.1 * seed} for seed in (0, 1)])
@@ -156,8 +158,8 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
     """Draw how often trained models are right: above against their width, below against how far they are.
 
     A column for each number of states. Above, words as long as those trained on (solid) and the longest
-    (dashed); below, the longest words by the segments before, for the widest model of each seed. Lines are
-    means over seeds, points single seeds.
+    (dashed); below, the longest words by the segments before, for the widest model of each seed. A line is
+    one seed's.
 
     Args:
         rows: of `bipe.comparison.automata.learn_automaton`.
@@ -222,18 +224,11 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
 
 
 def _draw(axes: Axes, rows: Sequence[Record], key: str, style: Style, line: str) -> None:
-    """Means over seeds as a line, the seeds as points."""
-    by_place: dict[int, list[float]] = {}
-    for row in rows:
-        by_place.setdefault(row[key], []).append(row["value"])
-    places = sorted(by_place)
-    means = [statistics.mean(by_place[place]) for place in places]
-    axes.plot(places, means, color=style.colour, ls=line, lw=1.5)
-    points = [(place, value) for place in places for value in by_place[place]]
-    if points:
-        axes.plot(
-            *zip(*points, strict=True), color=style.colour, marker=style.marker, ms=3.5, ls="", alpha=0.6
-        )
+    """A line a seed; a mean would be of other seeds from place to place, where some need no wider model."""
+    for seed in sorted({row["seed"] for row in rows}):
+        points = sorted((row[key], row["value"]) for row in rows if row["seed"] == seed)
+        look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ms": 4, "ls": line, "lw": 1.2}
+        axes.plot(*zip(*points, strict=True), **look)
 
 
 def _short_words(rows: Iterable[Record]) -> list[Record]:
