@@ -173,6 +173,7 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
     states = sorted({row["states"] for row in rows})
     styles = scheme_styles(row["scheme"] for row in rows)
     lengths = sorted({row["length"] for row in rows if row["protocol"] == "words"})
+    widths = sorted({row["width"] for row in rows})
     widest: dict[tuple[Any, ...], int] = {}
     for row in rows:
         key = (row["states"], row["scheme"], row["seed"])
@@ -193,7 +194,8 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
             ]
             _draw(below, far, "length", style, "-")
         above.set_xscale("log", base=2)
-        above.xaxis.set_major_locator(FixedLocator(sorted({row["width"] for row in rows})))
+        above.xaxis.set_major_locator(FixedLocator(widths))
+        above.set_xlim(widths[0] / 1.2, widths[-1] * 1.2)
         above.set_title(f"{number} x {number} states", fontsize=FONT, color=INK, loc="left")
         above.set_xlabel("width")
         below.set_xlabel("segments before")
@@ -205,7 +207,9 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
             axes.tick_params(labelleft=True)
     for axes in (grid[0][0], grid[1][0]):
         axes.set_ylabel("right after")
-    grid[0][0].legend(
+    figure.legend(
+        loc="outside lower center",
+        ncols=len(styles) + len(lengths),
         handles=[
             *(
                 Line2D([], [], color=style.colour, marker=style.marker, label=scheme, ms=5, lw=1.5)
@@ -217,7 +221,7 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
             ),
         ],
         frameon=False,
-        fontsize=8,
+        fontsize=FONT,
         labelcolor=INK,
     )
     return figure
