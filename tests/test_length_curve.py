@@ -97,8 +97,7 @@ def test_blocks_are_consecutive_and_score_all_but_their_first_token() -> None:
         (0, 16, 32),
         (0, 32, 48),
         (0, 48, 64),
-        (1, 0, 16),
-        (2, 0, 16),
+        (2, 0, 16),  # the second document is shorter than the longest length
         (2, 16, 32),
     ]
     assert windows.scored == 15
@@ -119,14 +118,17 @@ def test_at_most_so_many_windows_are_spread_evenly(most: int) -> None:
         assert gaps.max() - gaps.min() <= 1
 
 
-def test_capped_blocks_of_every_length_cover_the_same_text() -> None:
-    windows = PROTOCOLS["blocks"]([document(400), document(20), document(90)], [8, 16, 32], 12)
+@pytest.mark.parametrize(
+    ("most", "counts"), [(12, {8: 12, 16: 6, 32: 3}), (None, {8: 56, 16: 28, 32: 14})], ids=["capped", "all"]
+)
+def test_blocks_of_every_length_cover_the_same_text(most: int | None, counts: dict[int, int]) -> None:
+    windows = PROTOCOLS["blocks"]([document(400), document(20), document(90)], [8, 16, 32], most)
     covered = {
         length: {(index, place) for index, first, end in found.spans for place in range(first, end)}
         for length, found in windows.items()
     }
     assert covered[8] == covered[16] == covered[32]
-    assert {length: len(found.spans) for length, found in windows.items()} == {8: 12, 16: 6, 32: 3}
+    assert {length: len(found.spans) for length, found in windows.items()} == counts
     assert (windows[32].spans[0], windows[32].spans[-1]) == ((0, 0, 32), (2, 32, 64))
 
 
@@ -332,12 +334,13 @@ def falling_curve(drops: dict[int, float], windows: int = 256) -> dict[int, Wind
         ({8: 0, 16: 0, 32: 0}, 8),
         ({8: 0, 16: -1, 32: -1}, 8),
         ({8: 0, 16: -1, 32: 1}, 32),
-        ({8: 0, 32: 1, 128: 1}, 8),
+        ({8: 0, 32: 1, 128: 1}, None),
+        ({8: 0, 16: 1, 24: 1, 32: 1}, None),
         ({8: 0}, 8),
     ],
 )
 def test_effective_context_is_the_longest_length_better_than_its_half(
-    drops: dict[int, float], expected: int
+    drops: dict[int, float], expected: int | None
 ) -> None:
     assert effective_context(falling_curve(drops)) == expected
 

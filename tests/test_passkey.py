@@ -20,6 +20,7 @@ from bipe import BipeConfig, BipeForCausalLM
 from bipe.data.tokens import train_tokenizer
 from bipe.evaluation.base import Run
 from bipe.evaluation.passkey import NAMES, Trial, answer, make_trial, score_passkey
+from bipe.models.extension import extension_of
 
 TEXT = "The cat sat on the mat. It saw 12 dogs there, and 7890 birds.\nThen it slept. " * 60
 
@@ -139,6 +140,31 @@ def test_answers_are_those_of_reading_each_choice_anew(
             choices = [trial.choices[first], *trial.choices[:first], *trial.choices[first + 1 :]]
             _, likeliest = answer(model, Trial(trial.prompt, choices))
             assert likeliest == (expected[first] == max(expected))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["dynamic", "longrope"])
+@pytest.mark.parametrize("scheme", ["rope", "bipe-rope"])
+def test_a_model_without_a_cache_is_read_whole(
+    ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, scheme: str, method: str
+) -> None:
+    """As one whose rotation depends on the length of the text."""
+    original = 40 if scheme == "rope" else 4
+    config = extension_of(model_of(scheme, tokenizer).config, method, 2.0, original=original).config
+    torch.manual_seed(0)
+    model = BipeForCausalLM(config).eval()
+    trial = trial_of(ids, tokenizer, 1, 1, 60)
+    whole = [
+        torch.log_softmax(
+            model(input_ids=torch.tensor([trial.prompt.tolist() + choice[:-1]]), use_cache=False).logits[0],
+            -1,
+        )[-len(choice) :][range(len(choice)), choice]
+        for choice in trial.choices
+    ]
+    likelihoods = [float(found.sum()) for found in whole]
+    for first in range(len(trial.choices)):
+        choices = [trial.choices[first], *trial.choices[:first], *trial.choices[first + 1 :]]
+        assert answer(model, Trial(trial.prompt, choices))[1] == (likelihoods[first] == max(likelihoods))
 
 
 def test_writing_the_key_is_writing_each_of_its_tokens(

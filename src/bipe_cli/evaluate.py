@@ -30,13 +30,19 @@ def evaluate(
         ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="How the text is cut: same_targets, blocks or without_separators.")
-    ] = "same_targets",
+        str | None,
+        typer.Option(
+            help="Of length-curve: how the text is cut, same_targets (the default), blocks or "
+            "without_separators."
+        ),
+    ] = None,
     max_windows: Annotated[
         int | None,
         typer.Option(min=1, help="Windows at most (256), fewer of long blocks; arithmetic problems (1,000)."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of scrolls: train, validation or test.")] = "validation",
+    split: Annotated[
+        str | None, typer.Option(help="Of scrolls: train, validation (the default) or test.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Of scrolls: a folder for the answers and the leaderboard's file.")
     ] = None,
@@ -66,18 +72,29 @@ def evaluate(
 
     measure = choose("task", TASKS, task)
     only = (
-        ("--out", out, "scrolls"),
-        ("--tasks", tasks, "harness"),
-        ("--include", include, "harness"),
-        ("--sequence-parallel", sequence_parallel or None, "length-curve"),
+        ("--data", data, ("length-curve", "passkey", "multikey", "scrolls")),
+        ("--protocol", protocol, ("length-curve",)),
+        ("--split", split, ("scrolls",)),
+        ("--out", out, ("scrolls",)),
+        ("--tasks", tasks, ("harness",)),
+        ("--include", include, ("harness",)),
+        ("--sequence-parallel", sequence_parallel or None, ("length-curve",)),
     )
     for option, given, of in only:
-        if given is not None and task != of:
-            raise ValueError(f"{option} is an option of {of}, and {task} does not read it.")
+        if given is not None and task not in of:
+            raise ValueError(f"{option} is an option of {', '.join(of)}, and {task} does not read it.")
     chosen = numbers("--lengths", lengths)
     named = words(tasks) or ()
     options = TaskOptions(
-        data or (), chosen, protocol, max_windows, split, out, named, include, sequence_parallel
+        data or (),
+        chosen,
+        protocol or "same_targets",
+        max_windows,
+        split or "validation",
+        out,
+        named,
+        include,
+        sequence_parallel,
     )
     found = measure(load_checkpoint(model), options)
     for score in found if is_first() else ():
@@ -85,4 +102,5 @@ def evaluate(
             typer.echo(json.dumps(score.to_dict(), allow_nan=False))
         else:
             interval = f"[{score.low:.3f}, {score.high:.3f}]"
-            typer.echo(f"{score.length:>8} {score.metric:<18} {score.value:10.3f}  {interval}")
+            of = f"{score.protocol} " if task in ("harness", "scrolls") else ""  # one of several tasks
+            typer.echo(f"{score.length:>8} {of + score.metric:<18} {score.value:10.3f}  {interval}")

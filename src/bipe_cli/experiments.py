@@ -172,7 +172,7 @@ BOTH = ("rope", "alibi", "bipe-rope", "bipe-alibi")
 EXPERIMENTS: dict[str, Experiment] = {
     "arithmetic": Experiment(
         title="Arithmetic modulo 11, against the hidden width",
-        takes=("settings",),
+        takes=("seeds", "settings"),
         claim="At width 48 BiPE-ALiBi answers 97 %, and everything without segments stays under 70 % (as a "
         "later note reports).",
         lanes=_arithmetic,
@@ -238,10 +238,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             for command in (
                 f"bipe extend --model runs/{scheme}-151m --method {method} --factor 16 "
                 f"--out runs/{scheme}-151m-{method}",
-                f"{EIGHT} train recipes/language_modelling/bipe-rope-151m.yaml --scheme {scheme} "
-                f"--start runs/{scheme}-151m-{method} --data.tokenizer null --data.train_length 4096 "
-                "--training.steps 500 --training.schedule_steps null --training.warmup_steps 20 "
-                f"--training.batch_size 8 --out runs/{scheme}-151m-{method}-500",
+                f"{EIGHT} train recipes/extension/paper.yaml --start runs/{scheme}-151m-{method} "
+                f"--out runs/{scheme}-151m-{method}-500",
             )
         ),
         hardware=f"{BIG} {STARTED}",
@@ -269,7 +267,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "scrolls": Experiment(
         title="SCROLLS after fine-tuning",
-        takes=("data", "tasks", "settings"),
+        takes=("data", "tasks", "seeds", "settings"),
         claim="BiPE-RoPE is 3.98 above RoPE on average (as a later note reports).",
         lanes=_scrolls,
         paper=(
@@ -285,7 +283,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "theory": Experiment(
         title="Random two-level automata, learned",
-        takes=("settings",),
+        takes=("seeds", "settings"),
         claim="Absolute positions need a width of the order of (Q1 Q2)^2 for some two-level automata, and "
         "bilevel ones one of Q1^2 + Q2^2 (as recalled; about what exists, not about what training finds).",
         lanes=_theory,
@@ -294,7 +292,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "tasks": Experiment(
         title="Tasks of normal length, and RULER's that need no network",
-        takes=("data", "settings"),
+        takes=("data", "seeds", "settings"),
         claim="On tasks of normal length BiPE loses nothing against the encoding that it is built on.",
         lanes=_tasks,
         paper=_evaluate_all(

@@ -29,7 +29,7 @@ def reproduce(
         list[str] | None,
         typer.Option(help="Of scrolls: its tasks, by name (fetched from the hub) or as zip files."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each model.", show_default="3")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
     paper_size: Annotated[
         bool,
@@ -57,13 +57,19 @@ def reproduce(
         return
     if experiment.needs_test and not test:
         raise ValueError(f"{name} trains and tests models apart: name test text with --test.")
-    for option, given in {"data": data, "test": test, "tasks": tasks, "settings": context.args}.items():
+    for option, given in {
+        "data": data,
+        "test": test,
+        "tasks": tasks,
+        "seeds": seeds,
+        "settings": context.args,
+    }.items():
         if given and option not in experiment.takes:
             what = f"--{option}" if option != "settings" else given[0]
             raise ValueError(f"{name} does not read {what}: leave it out.")
     folder = out or Path("runs") / name
     setup = Setup(
-        folder, _recipes(), data or ["stdlib"], test or [], workers, seeds, tasks or [], context.args
+        folder, _recipes(), data or ["stdlib"], test or [], workers, seeds or 3, tasks or [], context.args
     )
     lanes = experiment.lanes(setup)
     _run(lanes, folder, workers)

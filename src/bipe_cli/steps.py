@@ -132,7 +132,7 @@ class Experiment:
         lanes: from the setup to lists of steps; those of a list follow each other, lists do not.
         paper: the commands at the paper's size.
         hardware: what those want.
-        takes: options that it reads, among data, test, tasks and settings of recipes.
+        takes: options that it reads, among data, test, tasks, seeds and settings of recipes.
         needs_test: whether test text has to be named beside training text.
     """
 
@@ -141,5 +141,5 @@ class Experiment:
     lanes: Callable[[Setup], list[list[Step]]]
     paper: tuple[str, ...]
     hardware: str
-    takes: tuple[str, ...] = ("data", "test", "settings")
+    takes: tuple[str, ...] = ("data", "test", "seeds", "settings")
     needs_test: bool = False

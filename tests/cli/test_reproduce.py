@@ -75,6 +75,10 @@ def test_the_paper_size_names_what_exists(name: str, capsys: pytest.CaptureFixtu
         assert program in ("train", "evaluate", "extend", "segment", "theory"), command
         place = parts.index(program)
         COMMANDS[program].make_context(program, parts[place + 1 :])
+        if program == "train":
+            recipe, *rest = parts[place + 1 :]
+            at = rest.index("--out")
+            load_recipe(ROOT / recipe, parse_overrides(rest[:at] + rest[at + 2 :]))
         assert all(scheme in SCHEMES or scheme == "SCHEME" for scheme in options(parts, "--scheme"))
 
 
@@ -89,6 +93,7 @@ def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> No
         (["nonsense"], "Unknown experiment 'nonsense'. Choose one of: ablations"),
         (["extension"], "name test text with --test"),
         (["segments", "--tasks", "qasper"], "segments does not read --tasks"),
+        (["segments", "--seeds", "5"], "segments does not read --seeds"),
         (["segments", "--steps", "4"], "segments does not read --steps"),
         (["arithmetic", "--data", "nowhere"], "arithmetic does not read --data"),
         (["tasks", "--test", "nowhere"], "tasks does not read --test"),

@@ -188,6 +188,25 @@ def test_texts_too_short_for_keys_are_refused_before_training(texts: Path, tmp_p
 
 
 @few_windows
+def test_a_short_test_document_does_not_stand_in_the_way_of_keys(texts: Path, tmp_path: Path) -> None:
+    """Keys are told in documents as long as the longest length; the first here is not."""
+    (tmp_path / "a.txt").write_text("Short.", encoding="utf-8")
+    (tmp_path / "b.txt").write_text((texts / "test.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    evaluation = {
+        "lengths": [200, 400],
+        "max_windows": 4,
+        "tasks": ["length-curve", "passkey"],
+        "problems": 2,
+    }
+    both = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    chosen = settings(texts, schemes=["rope"], learning_rates=[1e-3], evaluation=evaluation)
+    chosen = chosen.model_copy(update={"data": chosen.data.model_copy(update={"test": both})})
+    compare(chosen, tmp_path / "run", say=lambda line: None)
+    rows = read_records(tmp_path / "run" / "scores.jsonl")
+    assert {row["length"] for row in rows if row["task"] == "passkey"} == {200, 400}
+
+
+@few_windows
 def test_keys_are_asked_for_in_a_comparison_on_text(texts: Path, tmp_path: Path) -> None:
     evaluation = {"lengths": [200, 400], "max_windows": 10, "tasks": ["length-curve", "multikey", "passkey"]}
     chosen = settings(

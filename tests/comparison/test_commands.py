@@ -161,6 +161,18 @@ def test_a_prompt_starts_as_training_documents_do(trained, monkeypatch):
             "99999, does not",
         ),
         (["evaluate", "length-curve", "--model", "MODEL", "--data", "nowhere.txt"], "'nowhere.txt'"),
+        (
+            ["evaluate", "passkey", "--model", "MODEL", "--data", "TEST", "--protocol", "blocks"],
+            "--protocol is an option of length-curve, and passkey does not read it",
+        ),
+        (
+            ["evaluate", "arithmetic", "--model", "MODEL", "--data", "TEST"],
+            "--data is an option of length-curve, passkey, multikey, scrolls, and arithmetic does not",
+        ),
+        (
+            ["evaluate", "harness", "--model", "MODEL", "--tasks", "x", "--split", "test"],
+            "--split is an option of scrolls",
+        ),
         (["compare", "--schemes", "rop", "--out", "OUT"], "Unknown scheme 'rop'. Choose one of: alibi,"),
         (["compare", "--steps", "-3", "--out", "OUT"], "training.steps"),
         (["compare", "--nonsense", "3", "--out", "OUT"], "Unknown setting 'nonsense'"),

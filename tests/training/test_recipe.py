@@ -28,6 +28,7 @@ def write(tmp_path):
         RECIPES / "arithmetic" / "paper.yaml",
         *sorted((RECIPES / "language_modelling").glob("*.yaml")),
         *sorted((RECIPES / "scrolls").glob("*.yaml")),
+        *sorted((RECIPES / "extension").glob("*.yaml")),
     ],
     ids=lambda path: f"{path.parent.stem}-{path.stem}",
 )
@@ -208,3 +209,13 @@ def test_settings_of_a_group_that_may_be_left_out(tmp_path):
     assert load_recipe(path, {"training.lora.rank": "4", "alpha": "2"}).training.lora.alpha == 2
     with pytest.raises(ValueError, match=r"unknown setting 'training.lora.rnk', choose one of: rank, alpha"):
         load_recipe(path, {"lora": "{rnk: 8}"})
+
+
+def test_arithmetic_from_a_trained_model_has_that_models_rule(tmp_path: Path) -> None:
+    data, training = {"arithmetic": {"operators": 2}}, {"steps": 1}
+    assert Recipe.model_validate({"scheme": "rope", "data": data, "training": training}).rule == "equals"
+    recipe = Recipe.model_validate({"start": "model", "data": data, "training": training})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    with pytest.raises(ValueError, match="the rule is that of start"):
+        Recipe.model_validate({"start": "model", "rule": "equals", "data": data, "training": training})

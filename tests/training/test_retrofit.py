@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from bipe import convert
 from bipe.encodings.inter.rope import Rope
+from bipe.models.extension import extend_checkpoint
 from bipe.training import Recipe, train_recipe
 from bipe.training.gradual import GradualRotation
 
@@ -248,3 +249,23 @@ def test_a_llama_must_be_converted_first(base, tmp_path):
     recipe = recipe_from(base).model_copy(update={"start": str(tmp_path / "llama")})
     with pytest.raises(ValueError, match="make it one of ours with bipe convert"):
         train_recipe(recipe, tmp_path / "run", on_progress=ignore)
+
+
+def test_longer_blocks_are_the_new_trained_length(base, tmp_path):
+    values = recipe_from(base, start="rope").model_dump()
+    values["data"]["train_length"] = 64
+    longer = train_recipe(Recipe.model_validate(values), tmp_path / "longer", on_progress=ignore)
+    assert longer.model.config.max_position_embeddings == 64
+    values["data"]["train_length"] = 16
+    shorter = train_recipe(Recipe.model_validate(values), tmp_path / "shorter", on_progress=ignore)
+    assert shorter.model.config.max_position_embeddings == 32
+    again = train_recipe(Recipe.model_validate(values), tmp_path / "shorter", on_progress=ignore)
+    assert again.history == shorter.history, "the finished run is known"
+
+
+def test_a_scaled_rotation_keeps_the_length_that_it_is_computed_from(base, tmp_path):
+    extend_checkpoint(base / "rope", tmp_path / "dynamic", "dynamic", 2.0)
+    values = recipe_from(base).model_dump()
+    values["start"], values["data"]["train_length"] = str(tmp_path / "dynamic"), 64
+    trained = train_recipe(Recipe.model_validate(values), tmp_path / "run", on_progress=ignore)
+    assert trained.model.config.max_position_embeddings == 32

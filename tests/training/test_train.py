@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from bipe.models import BipeForCausalLM
 from bipe.training import TrainingSettings, train_model
 from bipe.training.order import SeededOrder
-from bipe.training.trainer import BlockTrainer, validation_loss
+from bipe.training.trainer import BlockTrainer, training_arguments, validation_loss
 
 
 def settings(**changes):
@@ -480,3 +480,19 @@ def test_training_is_silent_where_nobody_watches(fit, capfd):
     fit(on_progress=None)
     output = capfd.readouterr()
     assert (output.out, output.err) == ("", "")
+
+
+@pytest.mark.parametrize("scheme", ["sinusoidal", "alibi-learned", "kerple", "fire", "cope", "bipe-rope"])
+def test_only_linear_layers_and_embeddings_decay(make_config, blocks, tmp_path, scheme):
+    """A slope's logarithm that decays makes the slope grow towards one."""
+    model = BipeForCausalLM(make_config(scheme))
+    given = settings(weight_decay=0.1)
+    arguments = training_arguments(given, tmp_path, seed=0, validates=False)
+    trainer = BlockTrainer(
+        model, arguments, run=tmp_path, settings=given, blocks=blocks, validation_blocks=None, callbacks=[]
+    )
+    decayed = set(trainer.get_decay_parameter_names(model))
+    embeddings = {name for name in dict(model.named_parameters()) if "embed" in name}
+    assert embeddings and embeddings <= decayed
+    assert not any(".inter." in name or "norm" in name or name.endswith("scale") for name in decayed)
+    assert sum("proj.weight" in name for name in decayed) == 7 * model.config.num_hidden_layers

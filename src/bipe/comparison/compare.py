@@ -213,7 +213,7 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
         )
     for task in KEYS_OF.keys() & set(settings.tasks):
         for seed in range(20):  # some names and numbers take more tokens than others
-            text = corpus.test[0][: settings.lengths[0]]
+            text = max(corpus.test, key=len)[: settings.lengths[0]]  # one that is long enough to be used
             make_trial(text, corpus.tokenizer, KEYS_OF[task], random.Random(seed))
 
 

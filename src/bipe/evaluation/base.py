@@ -18,7 +18,7 @@ class Score:
         value: the measurement.
         low: lower end of its 95 % interval.
         high: upper end of its 95 % interval.
-        tokens: number of tokens scored.
+        tokens: number of tokens scored; of SCROLLS words answered.
         windows: number of windows scored.
         tokens_per_segment: mean tokens in a segment, in the model's own segmentation of the windows; None for
             a model without segments.

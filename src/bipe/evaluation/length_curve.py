@@ -19,21 +19,25 @@ FEWEST_WINDOWS = 8
 """Below this an interval says nothing, and nothing is called significant or compared."""
 
 
-def effective_context(curve: Curve) -> int:
+def effective_context(curve: Curve) -> int | None:
     """The longest length whose loss is significantly below that of half of it, else the shortest length.
 
-    Significant means that the paired 95 % interval of the difference excludes 0. Lengths whose half was not
-    tested do not count.
+    Significant means that the paired 95 % interval of the difference excludes 0. None where half of a length
+    was not tested: whether that one gains anything is not known then.
     """
+    shortest, *longer = sorted(curve)
+    if any(length % 2 or length // 2 not in curve for length in longer):
+        return None
     better = [
         length
-        for length, losses in curve.items()
-        if length % 2 == 0
-        and len(losses.tokens) >= FEWEST_WINDOWS
-        and (half := curve.get(length // 2)) is not None
-        and mean_loss_difference([half.nll, losses.nll], [1, -1], losses.tokens)[1] > 0
+        for length in longer
+        if len(curve[length].tokens) >= FEWEST_WINDOWS
+        and mean_loss_difference([curve[length // 2].nll, curve[length].nll], [1, -1], curve[length].tokens)[
+            1
+        ]
+        > 0
     ]
-    return max(better, default=min(curve))
+    return max(better, default=shortest)
 
 
 def _known(value: float) -> float | None:
@@ -46,7 +50,7 @@ def _perplexity(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score]:
-    """The rows of one curve: perplexity and bits per byte at each length, and the effective context."""
+    """The rows of one curve: perplexity and bits per byte at each length, and a known effective context."""
     rows = []
 
     def row(length: int, metric: str, value: tuple[float, float, float]) -> None:
@@ -79,8 +83,8 @@ def scores(curve: Curve, run: Run, protocol: str, parameters: int) -> list[Score
                 "bits_per_byte",
                 interval(lambda nll, size: nll / size / math.log(2), losses.nll, losses.bytes),
             )
-    if protocol == "same_targets":
-        context = float(effective_context(curve))
+    if protocol == "same_targets" and (found := effective_context(curve)) is not None:
+        context = float(found)
         row(max(curve), "effective_context", (context, context, context))
     return rows
 

@@ -86,10 +86,10 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def answer(model: PreTrainedModel, trial: Trial) -> tuple[bool, bool]:
     """Whether the model would write the right key greedily, and whether it finds it the likeliest.
 
-    The prompt is read once; all keys go on from its cache.
+    The prompt is read once, and all keys go on from its cache; of a model without one it is read with each.
 
     Args:
-        model: any causal language model of transformers with a cache, in evaluation mode.
+        model: any causal language model of transformers, in evaluation mode.
         trial: the question and its choices.
     """
     device, longest = model.device, max(map(len, trial.choices))
@@ -99,9 +99,14 @@ def answer(model: PreTrainedModel, trial: Trial) -> tuple[bool, bool]:
     real = torch.tensor(
         [[n < len(choice) for n in range(longest)] for choice in trial.choices], device=device
     )
-    read = cast("Any", model)(input_ids=trial.prompt[None].to(device), use_cache=True, logits_to_keep=1)
+    prompt = trial.prompt[None].to(device)
+    read = cast("Any", model)(input_ids=prompt, use_cache=True, logits_to_keep=1)
     logits = read.logits[:, -1:].float().expand(len(keys), -1, -1)
-    if longest > 1:
+    if longest > 1 and read.past_key_values is None:  # a rotation that depends on the length has no cache
+        whole = (torch.cat((prompt, key[None, :-1]), dim=1) for key in keys)
+        rows = [cast("Any", model)(input_ids=ids, use_cache=False, logits_to_keep=longest) for ids in whole]
+        logits = torch.cat([row.logits.float() for row in rows])
+    elif longest > 1:
         read.past_key_values.batch_repeat_interleave(len(keys))
         more = cast("Any", model)(input_ids=keys[:, :-1], past_key_values=read.past_key_values)
         logits = torch.cat((logits, more.logits.float()), dim=1)
@@ -129,7 +134,7 @@ def score_passkey(
     others, where guessing gets a tenth. Intervals are Wilson's.
 
     Args:
-        model: any causal language model of transformers with a cache.
+        model: any causal language model of transformers.
         tokenizer: its own.
         documents: test texts, each `(n,)` int64.
         lengths: tokens of a prompt.

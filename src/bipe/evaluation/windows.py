@@ -59,16 +59,15 @@ def _same_targets(
 def _blocks(documents: Sequence[Tensor], lengths: Sequence[int], most: int | None) -> dict[int, Windows]:
     """Consecutive blocks; every token but a block's first, which nothing precedes, is scored.
 
-    With a cap, the blocks of every length are cut from the same stretches of text, each as long as the
-    longest length and spread evenly, so that lengths differ in their cuts and not in their text.
+    The blocks of every length are cut from the same stretches of text, each as long as the longest length and
+    with a cap spread evenly, so that lengths differ in their cuts and not in their text.
     """
-    stretches = [(index, 0, len(document)) for index, document in enumerate(documents)]
-    if most is not None and sum(end // lengths[0] for _, _, end in stretches) > most:
-        stretches = _cut(stretches, lengths[-1])
-        count = max(1, most * lengths[0] // lengths[-1])
-        if len(stretches) > count:
-            chosen = np.linspace(0, len(stretches) - 1, count).round().astype(int)
-            stretches = [stretches[position] for position in chosen]
+    whole = [(index, 0, len(document)) for index, document in enumerate(documents)]
+    stretches = _cut(whole, lengths[-1])
+    count = len(stretches) if most is None else max(1, most * lengths[0] // lengths[-1])
+    if len(stretches) > count:
+        chosen = np.linspace(0, len(stretches) - 1, count).round().astype(int)
+        stretches = [stretches[position] for position in chosen]
     return {length: Windows(documents, _cut(stretches, length), length - 1) for length in lengths}
 
 

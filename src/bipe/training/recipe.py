@@ -169,7 +169,7 @@ class TrainingSettings(Settings):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.01, ge=0, le=10)
-    """AdamW's weight decay, of matrices only."""
+    """AdamW's weight decay, of the weights of linear layers and of embeddings."""
     adam_betas: tuple[Probability, Probability] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     adam_epsilon: float = Field(default=1e-8, gt=0, lt=1)
@@ -224,10 +224,12 @@ class TrainingSettings(Settings):
 
 
 def rule_of_data(values: Any) -> Any:
-    """Settings in which arithmetic has its own rule, where none is given."""
+    """Settings in which arithmetic has its own rule, where neither a rule nor a model is given."""
     data = values.get("data") if isinstance(values, dict) else None
     given = data.get("arithmetic") if isinstance(data, dict) else getattr(data, "arithmetic", None)
-    return values if given is None or "rule" in values else {**values, "rule": "equals"}
+    if given is None or "rule" in values or values.get("start") is not None:
+        return values
+    return {**values, "rule": "equals"}
 
 
 class Recipe(Settings):

@@ -351,6 +351,11 @@ def _initial_model(
     if start is None or trained is not None:  # None, of a converted model, says that all have been trained
         model.config.max_trained_offset = max(longest, trained or 0)
     model.config.original_max_segments = max(segments, model.config.original_max_segments or 0)
+    scaling = (model.config.rope_parameters or {}).get("rope_type", "default")
+    if start is not None and scaling == "default" and model.config.extension is None:
+        # A scaled rotation is computed from the length that the model had before.
+        block = len(blocks[0]["input_ids"])
+        model.config.max_position_embeddings = max(block, model.config.max_position_embeddings)
     return model
 
 

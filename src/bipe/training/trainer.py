@@ -95,6 +95,15 @@ class BlockTrainer(Trainer):
         measure: what to measure at each validation beside the loss.
     """
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The weights of linear layers and embeddings.
+
+        What an encoding learns beside these, such as logarithms of slopes, is no less at zero.
+        """
+        parameters = dict(model.named_parameters())
+        names = super().get_decay_parameter_names(cast(Any, model))
+        return [name for name in names if name.endswith("weight") and parameters[name].dim() > 1]
+
     def __init__(
         self,
         model: nn.Module,
