@@ -365,6 +365,45 @@ def test_gradients_reach_a_bias_that_learns() -> None:
     assert found[0].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "segment_local", "eager"])
+@pytest.mark.parametrize(
+    "scheme", ["alibi-learned", "bipe-alibi2-learned", "bipe-kerple", "bipe-t5", "bipe-fire", "cope"]
+)
+def test_a_frozen_bias_leaves_other_gradients(make_model: ModelMaker, scheme: str, attention: str) -> None:
+    """As adapters freeze it."""
+    if attention == "segment_local" and not ("alibi" in scheme or "kerple" in scheme):
+        pytest.skip("no bias that decays")
+    ids, found = ids_of(2, 200), []
+    for frozen in (False, True):
+        model = make_model(scheme, attn_implementation=attention).train()
+        model.model.inter.requires_grad_(not frozen)
+        model(ids, labels=ids).loss.backward()
+        found.append({name: part.grad for name, part in model.named_parameters() if ".inter." not in name})
+        assert all((part.grad is None) is frozen for part in model.model.inter.parameters())
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [200, 1])
+def test_autocast_leaves_the_bias_in_float32(tokens: int) -> None:
+    """It would take the mask of the kernel, too, for something to halve."""
+    tensors = {name: part.bfloat16() for name, part in random_attention_inputs(tokens, 200).items()}
+    layer, bias = SimpleNamespace(num_key_value_groups=2, training=False), []
+    found = []
+    for enabled in (False, True):
+        bias = TableBias(torch.randn(1, 4, 200, 200, generator=torch.Generator().manual_seed(4)))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            mixed, _ = ATTENTIONS["sdpa"](
+                layer,
+                *tensors.values(),
+                Visible(tokens, 200, past=200 - tokens),
+                relation=Relation(bias=bias),
+                scaling=0.3,
+            )
+        found.append(mixed)
+    assert found[0].equal(found[1])
+
+
 def test_dropout_is_the_same_in_both_directions() -> None:
     """The output is linear in the values, so their gradient must be that of the weights that were kept."""
     tensors = random_attention_inputs(300, 300)

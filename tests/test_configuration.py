@@ -25,6 +25,13 @@ def config_of(scheme: str, **fields: Any) -> BipeConfig:
     return BipeConfig.from_scheme(scheme, **given)
 
 
+def test_nothing_given_is_the_encoding_of_the_scheme() -> None:
+    given = {"segmenter": None, "intra": None, "inter": None}
+    config = BipeConfig.from_scheme("bipe-rope", end_token_ids=[3], max_offset=64, **given)
+    assert config.intra == {"type": "learned", "max_offset": 64}
+    assert config.inter == BipeConfig.from_scheme("bipe-rope", end_token_ids=[3]).inter
+
+
 @pytest.mark.parametrize("value", [0, -2, 10**15])
 @pytest.mark.parametrize("name", SIZES)
 def test_absurd_sizes_are_refused(name: str, value: Any) -> None:

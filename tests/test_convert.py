@@ -300,7 +300,18 @@ def test_a_retrofit_of_a_table_that_is_trained_keeps_it(tmp_path: Path) -> None:
     assert two.config.max_trained_offset is None
     convert(tmp_path / "one", tmp_path / "three", "bipe-alibi", end_token_ids=[13, 869], max_offset=8)
     assert not loaded(tmp_path / "three").model.intra.embedding.weight.any()
-    assert loaded(tmp_path / "three").config.max_trained_offset == 0
+    assert loaded(tmp_path / "three").config.max_trained_offset is None
+
+
+def test_a_retrofit_learns_every_offset_in_anybodys_loop(llama: Path, tmp_path: Path) -> None:
+    """A limit on trained offsets would give all tokens of a segment the vector of the first."""
+    model = loaded(convert(llama, tmp_path / "out", "bipe-rope", max_offset=20)).train()
+    ids = ids_of(4, 60)
+    model(ids, labels=ids).loss.backward()
+    seen = model.positions(ids).offset.clamp(max=19).unique()
+    learning = model.model.intra.embedding.weight.grad.abs().sum(dim=-1).nonzero()[:, 0]
+    assert len(seen) > 5 and set(learning.tolist()) <= set(seen.tolist())
+    assert len(learning) > 5
 
 
 def test_the_automatic_scale_needs_its_number(llama: Path, tmp_path: Path) -> None:

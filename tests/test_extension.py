@@ -215,6 +215,12 @@ def test_what_was_done_is_recorded_and_kept_with_the_weights(tmp_path) -> None:
         (bipe, "yarn", {"parameters": {"beta": 3}}, "Unknown parameter 'beta'.*beta_fast"),
         (lambda: bipe("bipe-t5"), "linear", {}, "'t5' has no context extension; rope and alibi have"),
         (lambda: bipe("hirope"), "linear", {}, "'hirope' has no context extension"),
+        (
+            lambda: bipe("alibi", inter={"type": "alibi", "factor": 2.0}),
+            "linear",
+            {},
+            "slopes are divided by 2 already",
+        ),
         (lambda: bipe("bipe-alibi-auto"), "yarn", {}, "dividing its slopes.*got 'yarn'"),
         (
             lambda: bipe(inter={"type": "rope", "scaling": {"rope_type": "linear", "factor": 2.0}}),

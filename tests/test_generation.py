@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from bipe import SCHEMES, BipeForCausalLM
+from bipe.models.cache import append_state, read_state
 
 ModelMaker = Callable[..., BipeForCausalLM]
 SCHEME_NAMES = sorted(SCHEMES)
@@ -215,6 +216,52 @@ def test_a_conversation_of_padded_rows_goes_on_from_its_cache(
     given = full if whole_text else full[:, cache.get_seq_length() :]
     second = generate(model, given, attention_mask=mask, past_key_values=cache)
     assert second[:, -NEW:].tolist() == recompute(model, full, mask)[:, -NEW:].tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pads_at", ["zero", "one"])
+@pytest.mark.parametrize("scheme", ["rope", "bipe-rope", "bipe-alibi", "bipe3-rope"])
+def test_a_call_that_begins_with_padding_goes_on_from_its_cache(
+    make_model: ModelMaker, scheme: str, pads_at: str
+) -> None:
+    """As the second turn of a batch, or a chunk of a prompt: transformers numbers padding 0."""
+    model = make_model(scheme)
+    ids, mask = torch.randint(12, (3, 20)), torch.ones(3, 20, dtype=torch.int64)
+    mask[1, 12:15] = mask[2, :13] = 0
+    expected = model(ids, mask).logits
+    places = (mask.cumsum(dim=-1) - 1).masked_fill(mask == 0, 0 if pads_at == "zero" else 1)
+    cache = DynamicCache(config=model.config)
+    for part in (slice(0, 12), slice(12, 20)):
+        found = model(
+            ids[:, part], mask[:, : part.stop], position_ids=places[:, part], past_key_values=cache
+        ).logits
+        there = mask[:, part].bool()
+        torch.testing.assert_close(found[there], expected[:, part][there], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("whole_text", [True, False])
+@pytest.mark.parametrize("scheme", ["rope", "bipe-rope", "bipe-alibi"])
+def test_a_turn_that_is_padded_goes_on_from_its_cache(
+    make_model: ModelMaker, scheme: str, whole_text: bool
+) -> None:
+    model = make_model(scheme)
+    cache = DynamicCache(config=model.config)
+    first = generate(model, PROMPTS, attention_mask=MASK, past_key_values=cache)
+    full = torch.cat((first, torch.tensor([[0, 0, 8, 4], [3, 1, 9, 2], [0, 6, 6, 5]])), dim=1)
+    turn = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
+    mask = torch.cat((MASK, torch.ones(3, NEW, dtype=torch.int64), turn), dim=1)
+    given = full if whole_text else full[:, cache.get_seq_length() :]
+    second = generate(model, given, attention_mask=mask, past_key_values=cache)
+    assert second[:, -NEW:].tolist() == recompute(model, full, mask)[:, -NEW:].tolist()
+
+
+@pytest.mark.parametrize("size", [3, 5, 6, 7])
+@pytest.mark.parametrize("scheme", ["rope", "bipe-rope", "bipe-alibi"])
+def test_a_chunk_may_begin_with_padding(make_model: ModelMaker, scheme: str, size: int) -> None:
+    model, mask = make_model(scheme), MASK.clone()
+    mask[1, 5:8] = 0
+    found = generate(model, PROMPTS, attention_mask=mask, prefill_chunk_size=size)
+    assert found.tolist() == recompute(model, PROMPTS, mask).tolist()
 
 
 def test_a_cropped_cache_goes_on_from_where_it_was_cut(make_model: ModelMaker) -> None:
@@ -441,6 +488,38 @@ def test_borders_of_the_new_turn_alone_are_refused(make_model: ModelMaker) -> No
             attention_mask=torch.ones_like(PACKED),
             past_key_values=cache,
         )
+
+
+@pytest.mark.parametrize("columns", [3, 12])
+def test_documents_of_another_length_than_the_prompt_are_refused(
+    make_model: ModelMaker, columns: int
+) -> None:
+    model = make_model("bipe-rope")
+    with pytest.raises(ValueError, match=r"document_ids must have the shape \(1, 10\); got \(1, "):
+        generate(model, PROMPT, document_ids=torch.zeros(1, columns, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("length", [40, 50, 64, 90])
+@pytest.mark.parametrize("scheme", ["xpos", "bipe-xpos", "bipe-alibi"])
+def test_a_static_cache_holds_documents_in_order(make_model: ModelMaker, scheme: str, length: int) -> None:
+    model, ids = make_model(scheme), torch.randint(12, (2, 24))
+    documents = (torch.arange(24) >= torch.tensor([[5], [17]])).long()
+    dynamic = generate(model, ids, document_ids=documents)
+    static = StaticCache(config=model.config, max_cache_len=length)
+    assert generate(model, ids, document_ids=documents, past_key_values=static).tolist() == dynamic.tolist()
+
+
+def test_an_offloaded_cache_brings_the_first_layer_back(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moving keys takes an accelerator; which layer is asked for does not."""
+    model, cache, brought = make_model("bipe-rope"), DynamicCache(), []
+    model(PROMPT, past_key_values=cache)
+    state = read_state(cache, 2, 10).columns(0, 1)
+    cache.offloading = cache.only_non_sliding = True
+    monkeypatch.setattr(cache, "prefetch", lambda layer, only: brought.append((layer, only)))
+    append_state(cache, 2, state)
+    assert brought == [(0, True)]
 
 
 def test_generate_refuses_positions(make_model: ModelMaker) -> None:

@@ -524,6 +524,38 @@ def test_an_unknown_argument_is_refused(make_model: ModelMaker, name: str) -> No
             called(ids, **{name: ids})
 
 
+@pytest.mark.parametrize("name", ["seq_idx", "cu_seq_lens_q", "cu_seq_lens_k"])
+def test_borders_that_nothing_reads_are_refused(make_model: ModelMaker, name: str) -> None:
+    """Packing collators of transformers give position_ids beside them, which are read."""
+    model, ids = make_model("bipe-rope"), torch.tensor([[1, 2, 3, 5, 6]])
+    given = {name: torch.tensor([[0, 0, 1, 1, 1]])}
+    for called in (model, model.model):
+        with pytest.raises(ValueError, match=f"{name} alone is not read"):
+            called(ids, **given)
+    resets = torch.tensor([[0, 1, 0, 1, 2]])
+    assert model(ids, position_ids=resets, **given).logits.equal(model(ids, position_ids=resets).logits)
+
+
+def test_reading_in_both_directions_is_refused(make_model: ModelMaker) -> None:
+    model, ids = make_model("bipe-rope"), torch.tensor([[1, 2, 3]])
+    assert model(ids, is_causal=True).logits.equal(model(ids).logits)
+    with pytest.raises(ValueError, match="left to right only"):
+        model(ids, is_causal=False)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("scheme", ["bipe-rope", "bipe-alibi", "rope", "bipe3-rope"])
+def test_given_positions_tell_no_border_at_padding(make_model: ModelMaker, scheme: str, packed: bool) -> None:
+    model, ids, mask = make_model(scheme), ids_of(3, 24), torch.ones(3, 24, dtype=torch.int64)
+    mask[0, :4] = mask[1, 9:12] = mask[2, 20:] = 0
+    documents = (torch.arange(24) >= 15).long().expand(3, -1) if packed else None
+    positions = model.positions(ids, mask, documents)
+    expected = model(ids, mask, document_ids=documents, labels=ids)
+    found = model(ids, mask, positions=positions, labels=ids)
+    assert_close(found.logits[mask.bool()], expected.logits[mask.bool()])
+    assert_close(found.loss, expected.loss)
+
+
 def test_what_tokenizers_return_is_taken(make_model: ModelMaker) -> None:
     ids = torch.tensor([[1, 2, 3]])
     given = {

@@ -23,9 +23,14 @@ class BilevelPositions(NamedTuple):
         """The positions of the last `count` columns."""
         return BilevelPositions(*(index[:, index.shape[1] - count :] for index in self))
 
-    def documents(self) -> Tensor:
-        """Documents as `(B, T)` int64, counted at each token of index 0."""
-        return (self.token == 0).long().cumsum(dim=-1)
+    def documents(self, real: Tensor | None = None) -> Tensor:
+        """Documents as `(B, T)` int64, counted at each token of index 0.
+
+        Args:
+            real: `(B, T)`, 0 on padding, which has index 0 too and starts nothing; None where there is none.
+        """
+        starts = self.token == 0
+        return (starts if real is None else starts & real.bool()).long().cumsum(dim=-1)
 
     def pad_to(self, length: int) -> "BilevelPositions":
         """The positions with zeros appended up to `length` columns, for cache slots not filled yet."""
@@ -57,9 +62,9 @@ class MultilevelPositions(NamedTuple):
         """As `BilevelPositions.last`."""
         return MultilevelPositions(*(index[:, index.shape[1] - count :] for index in self))
 
-    def documents(self) -> Tensor:
+    def documents(self, real: Tensor | None = None) -> Tensor:
         """As `BilevelPositions.documents`."""
-        return BilevelPositions(*self[:3]).documents()
+        return BilevelPositions(*self[:3]).documents(real)
 
     def pad_to(self, length: int) -> "MultilevelPositions":
         """As `BilevelPositions.pad_to`."""

@@ -203,6 +203,15 @@ def test_generation_is_that_of_a_cpu(make_model: ModelMaker, scheme: str) -> Non
     assert gpu.generate(ids.cuda(), **given).cpu().equal(expected)
     static = StaticCache(config=model.config, max_cache_len=64)
     assert gpu.generate(ids.cuda(), past_key_values=static, **given).cpu().equal(expected)
+    assert gpu.generate(ids.cuda(), cache_implementation="offloaded", **given).cpu().equal(expected)
+
+
+@pytest.mark.parametrize("scheme", ["bipe-alibi", "alibi-learned", "bipe-kerple", "bipe3-alibi", "rope"])
+def test_how_far_heads_read_is_told_as_on_a_cpu(make_model: ModelMaker, scheme: str) -> None:
+    model, ids = make_model(scheme), ids_of(1, 200)
+    expected = model.reach(ids)
+    found = moved(model).reach(ids.cuda())
+    torch.testing.assert_close(found.bound.cpu(), expected.bound, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

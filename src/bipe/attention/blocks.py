@@ -87,7 +87,8 @@ def attend_in_blocks(
     work = _Work(
         bias, visible, tuple(blocks), scaling, dropout, int(torch.randint(2**62, ())) if dropout else 0
     )
-    return _Attend.apply(query, key, value, work, *bias.differentiable)
+    wanted = (part for part in bias.differentiable if part.requires_grad)  # adapters freeze them
+    return _Attend.apply(query, key, value, work, *wanted)
 
 
 def in_one_block(visible: Visible) -> bool:
@@ -110,6 +111,7 @@ def attend_dense(
     For a single query, and for tracing, which could not follow the blocks. The mask is made once for all
     layers.
     """
+    query, key = query.to(value.dtype), key.to(value.dtype)  # as in `attend_in_blocks`
     rows = slice(0, visible.targets)
     columns = slice(0, visible.columns_of(rows).stop)  # without slots of a cache that are not filled yet
     key, value, mask = key[:, :, columns], value[:, :, columns], bias.mask
@@ -120,7 +122,17 @@ def attend_dense(
         mask = _for_kernel(whole.masked_fill(~seen, torch.finfo(whole.dtype).min), query)
         if not bias.reads_content:
             bias.mask = mask
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return _kernel(query, key, value, mask, dropout, scaling)
+
+
+def _kernel(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling: float
+) -> Tensor:
+    """The kernel, outside autocast, which would make half precision of the mask."""
+    with torch.autocast(query.device.type, enabled=False):
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+        )
 
 
 def _for_kernel(mask: Tensor, query: Tensor) -> Tensor:
@@ -145,14 +157,7 @@ class _Work:
         """Attention of one block, given its parts of the tensors."""
         mask = self.mask(self.blocks[index], query, key)
         with _seeded(self.seed + index, query.device, wanted=self.dropout > 0):
-            return scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=_for_kernel(mask, query),
-                dropout_p=self.dropout,
-                scale=self.scaling,
-            )
+            return _kernel(query, key, value, _for_kernel(mask, query), self.dropout, self.scaling)
 
     def mask(self, block: Block, query: Tensor, key: Tensor) -> Tensor:
         """The bias where a key may be seen and the lowest number elsewhere, `(B or 1, h, t, s)` float32."""

@@ -163,3 +163,6 @@ def append_state(cache: Cache, index: int, new: TokenState) -> None:
     single = (new.segment, new.offset, new.token, new.document_ids, new.ends, new.memory)
     numbers = torch.cat((torch.stack(single, dim=-1), new.outer), dim=-1)
     cast("Any", cache.layers[index]).update(new.real.long()[:, None, :, None], numbers[:, None])
+    if cache.offloading:
+        # After the last layer transformers brings back the next one, which is this, in place of the first.
+        cache.prefetch(0, cache.only_non_sliding)

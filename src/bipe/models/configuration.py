@@ -215,7 +215,7 @@ class BipeConfig(LlamaConfig):
         fields = {**_tokenizer_fields(tokenizer), **fields}
         if fields.get("segmenter") is None:
             fields["segmenter"] = _segmenter_spec(chosen.segmenter, tokenizer, rule, end_token_ids)
-        fields.setdefault("intra", dict(chosen.intra))
+        fields["intra"] = fields.get("intra") or dict(chosen.intra)
         fields["inter"] = _measured(fields.get("inter") or chosen.inter, tokens_per_segment)
         if max_offset is not None and fields["intra"].get("type") in ("learned", "randomized"):
             fields["intra"] = {"max_offset": max_offset, **fields["intra"]}

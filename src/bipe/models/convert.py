@@ -349,8 +349,9 @@ def _retrofitted(
         if old is not None and old.shape == part.shape:
             weights[name] = old
         else:
+            # Zeros change nothing until they are trained: no offset has to share another's.
             weights[name] = torch.zeros(part.shape, dtype=like.dtype)
-            config.max_trained_offset = 0  # of the new vectors none has been trained
+            config.max_trained_offset = None
     return Source(config, weights)
 
 

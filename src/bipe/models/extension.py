@@ -244,7 +244,12 @@ class _Wanted:
             raise ValueError(
                 f"ALiBi is extended by dividing its slopes, method 'linear' alone; got {self.method!r}."
             )
-        return self._done(self._changed(inter={**(self.config.inter or {}), "factor": self.factor}))
+        spec = self.config.inter or {}
+        if spec.get("factor", 1.0) != 1.0:
+            raise ValueError(
+                f"This model's slopes are divided by {spec['factor']:g} already: extend one whose are not."
+            )
+        return self._done(self._changed(inter={**spec, "factor": self.factor}))
 
     def remapped(self) -> Extension:
         window = self.parameters.get("window", self.original // 2)

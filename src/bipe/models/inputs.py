@@ -14,10 +14,24 @@ KNOWN = {*TransformersKwargs.__annotations__, "return_dict", "cache_position", "
 """Further arguments of a call: transformers' own, and what its tokenizers return for any model."""
 
 
-def refuse_unknown(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that nothing here would read: a misspelt `document_ids` must not pass in silence."""
+BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+"""Arguments by which packing collators tell documents apart; they give `position_ids` too, which is read."""
+
+
+def refuse_unread(arguments: Mapping[str, Any], told_apart: bool) -> None:
+    """Refuse arguments that nothing here would read: a misspelt `document_ids` must not pass in silence.
+
+    Args:
+        arguments: of the call, beside those that it reads.
+        told_apart: whether something that is read tells where documents begin.
+    """
     if unknown := sorted(set(arguments) - KNOWN):
         raise TypeError(f"The model takes no argument {unknown[0]!r}.")
+    if arguments.get("is_causal") is False:
+        raise ValueError("The model reads from left to right only; got is_causal=False.")
+    packed = [name for name in BORDERS if arguments.get(name) is not None]
+    if packed and not told_apart:
+        raise ValueError(f"{packed[0]} alone is not read: give position_ids or document_ids beside it.")
 
 
 def packed_documents(
@@ -33,8 +47,15 @@ def packed_documents(
     if position_ids.dim() != 2 or position_ids.shape[0] not in (1, rows) or position_ids.shape[1] != tokens:
         raise ValueError(f"position_ids must have the shape {shape}; got {tuple(position_ids.shape)}.")
     real = None if attention_mask is None else attention_mask[:, -tokens:].bool()
-    documents = document_ids_from_position_ids(position_ids.expand(rows, -1), real)
-    return documents + (position_ids[:, :1] == 0).long() if past else documents
+    position_ids = position_ids.expand(rows, -1)
+    documents = document_ids_from_position_ids(position_ids, real)
+    if not past:
+        return documents
+    starts = position_ids == 0
+    if real is None:
+        return documents + starts[:, :1].long()
+    first = real.long().argmax(dim=1, keepdim=True)  # padding may have any position
+    return documents + (starts & real).gather(1, first).long()
 
 
 def asked_for(states: Tensor, logits_to_keep: int | Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from .inputs import (
     key_columns,
     packed_documents,
     pad_columns,
-    refuse_unknown,
+    refuse_unread,
     several,
     shape_of,
     targets_of,
@@ -173,7 +173,8 @@ class BipeModel(BipePreTrainedModel):
             ValueError: ids outside the vocabulary, missing positions, a mask of a wrong length, or a cache
                 where the encoding allows none.
         """
-        refuse_unknown(kwargs)
+        told_apart = any(given is not None for given in (position_ids, document_ids, positions))
+        refuse_unread(kwargs, told_apart)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
@@ -205,7 +206,7 @@ class BipeModel(BipePreTrainedModel):
             for index in positions[:3]:
                 check_shape("positions", index, batch, (past + tokens,))
             if document_ids is None:
-                document_ids = positions.documents()
+                document_ids = positions.documents(attention_mask)
         visible = self._visible(tokens, attention_mask, document_ids, past_key_values, embeds.device)
         query = positions.last(tokens)
         offsets = self.intra(query, embeds.dtype)
@@ -289,7 +290,9 @@ class BipeModel(BipePreTrainedModel):
             there = torch.ones_like(document_ids, dtype=torch.bool) if real is None else real
             # Counted, since a document's name may come again further on.
             documents = document_starts(there, document_ids).long().cumsum(dim=-1)
-            documents = pad_columns(documents, sources)
+            # Slots that are not filled yet stand after the last document, so that documents ascend.
+            missing = max(0, sources - documents.shape[1])
+            documents = torch.cat((documents, documents[:, -1:].expand(-1, missing)), dim=1)
         if real is not None:
             real = pad_columns(real, sources) if torch.compiler.is_compiling() or not real.all() else None
         return Visible(tokens, sources, past, documents, real, device)
@@ -380,7 +383,6 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
             ValueError: as `BipeModel.forward`, and attention weights asked of an implementation that has
                 none.
         """
-        refuse_unknown(kwargs)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -399,7 +401,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
                 raise ValueError("The loss needs all logits: give labels or logits_to_keep, not both.")
             check_shape("labels", labels, len(logits), (logits.shape[1],))
             if document_ids is None and positions is not None:
-                document_ids = positions.documents()
+                document_ids = positions.documents(attention_mask)
             elif document_ids is None:
                 shape = shape_of(input_ids, inputs_embeds)
                 document_ids = packed_documents(position_ids, attention_mask, shape, 0)
@@ -416,7 +418,14 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         )
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' `generate`, without a cache where the encoding allows none."""
+        """As transformers' `generate`, without a cache where the encoding allows none.
+
+        Raises:
+            ValueError: also `document_ids` of another shape than the prompt's.
+        """
+        ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        if ids is not None and past_length(kwargs.get("past_key_values")) == 0:
+            check_shape("document_ids", kwargs.get("document_ids"), ids.shape[0], (ids.shape[1],))
         if not self.model.inter.cacheable:
             kwargs.setdefault("use_cache", False)
         return cast("Any", super()).generate(*args, **kwargs)

@@ -73,7 +73,8 @@ def reach_bound(model: "BipePreTrainedModel") -> Tensor:
     decoder = cast("BipeModel", model.base_model)
     zero = torch.zeros(1, 1, dtype=torch.int64)
     nowhere = MultilevelPositions(zero, zero, zero, zero.new_zeros(1, 1, levels_of(decoder.segmenter) - 1))
-    bias = decoder.inter(nowhere, nowhere, torch.float32).bias
+    inter = copy.deepcopy(decoder.inter).cpu()  # gaps are float64, which not every device has
+    bias = inter(nowhere, nowhere, torch.float32).bias
     layers = [cast("BipeDecoderLayer", layer) for layer in decoder.layers]
     if not isinstance(bias, DecayingBias):
         heads = model.config.num_attention_heads

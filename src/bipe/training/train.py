@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import psutil
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from bipe.models.checkpoint import load_model, quiet_transformers
@@ -348,7 +349,8 @@ def _initial_model(
         without_code(model.config)
     longest, segments = _extent(model, blocks, order.drawn(EXTENT_BLOCKS))
     trained = model.config.max_trained_offset
-    if start is None or trained is not None:  # None, of a converted model, says that all have been trained
+    # None says of a converted model that all have been trained, or of a retrofitted one that none has.
+    if start is None or trained is not None or _are_zero(model.model.intra):
         model.config.max_trained_offset = max(longest, trained or 0)
     model.config.original_max_segments = max(segments, model.config.original_max_segments or 0)
     scaling = (model.config.rope_parameters or {}).get("rope_type", "default")
@@ -357,6 +359,11 @@ def _initial_model(
         block = len(blocks[0]["input_ids"])
         model.config.max_position_embeddings = max(block, model.config.max_position_embeddings)
     return model
+
+
+def _are_zero(module: nn.Module) -> bool:
+    """Whether a module has parameters, and all of them are zero."""
+    return all(not part.any() for part in module.parameters()) and any(True for _ in module.parameters())
 
 
 def _extent(model: BipeForCausalLM, blocks: Blocks, drawn: list[int]) -> tuple[int, int]:
