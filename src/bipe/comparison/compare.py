@@ -211,9 +211,9 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
             f"The longest length, {settings.lengths[-1]} tokens, does not fit in the test text, whose "
             f"longest document has {longest}. Ask for shorter --lengths or give longer --test documents."
         )
+    text = max(corpus.test, key=len)[: settings.lengths[0]]  # of one that is long enough to be used
     for task in KEYS_OF.keys() & set(settings.tasks):
         for seed in range(20):  # some names and numbers take more tokens than others
-            text = max(corpus.test, key=len)[: settings.lengths[0]]  # one that is long enough to be used
             make_trial(text, corpus.tokenizer, KEYS_OF[task], random.Random(seed))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -13,7 +12,7 @@ from bipe.training.environment import describe_environment
 from .plots import segment_histogram_figure, width_figure
 from .records import read_records
 from .rendering import figure_png
-from .tables import Cell, Record, Table, markdown_table, number, percent
+from .tables import Cell, Record, Table, markdown_table, number, percent, seeds_cell
 from .theory import ENOUGH, learned_figure, learned_table, smallest_widths
 
 SHARES = ("accuracy", "choice_accuracy")
@@ -178,12 +177,8 @@ def side_by_side(measured: Mapping[str, Sequence[Record]]) -> Table:
 
 
 def _spread(rows: Sequence[Record]) -> Cell:
-    if not rows:
-        return Cell("–")
-    write = percent if rows[0]["metric"] in SHARES else number
-    values = [row["value"] for row in rows]
-    note = f"{write(min(values))}–{write(max(values))}" if len(values) > 1 else ""
-    return Cell(write(statistics.mean(values)), note)
+    write = percent if rows and rows[0]["metric"] in SHARES else number
+    return seeds_cell([row["value"] for row in rows], write)
 
 
 def _plain_table(rows: Sequence[Record]) -> Table:

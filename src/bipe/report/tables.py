@@ -1,7 +1,8 @@
 """Tables of a comparison: rows of cells from records, every seed in a row of its own."""
 
 import math
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Record = Mapping[str, Any]
@@ -259,6 +260,14 @@ def number(value: float) -> str:
     if size >= 999.95:
         return f"{value:,.0f}"
     return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}" if size >= 0.9995 else f"{value:.3g}"
+
+
+def seeds_cell(values: Sequence[float], write: Callable[[float], str]) -> Cell:
+    """The mean over seeds, and beside it the smallest and the largest where there are several."""
+    if not values:
+        return Cell("–")
+    note = f"{write(min(values))}–{write(max(values))}" if len(values) > 1 else ""
+    return Cell(write(statistics.mean(values)), note)
 
 
 def percent(share: float) -> str:

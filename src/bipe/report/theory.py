@@ -1,6 +1,5 @@
 """Charts and tables of the theory: how large compiled automata are, how well trained models tell states."""
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .axes import FONT, INK, MUTED, dress
 from .palette import COLOURS, Style, scheme_styles
-from .tables import Cell, Record, Table, percent
+from .tables import Cell, Record, Table, percent, seeds_cell
 
 ENOUGH = 0.99
 """The share of symbols after which a model has to be right, to be said to have learned an automaton."""
@@ -140,18 +139,14 @@ def learned_table(rows: Iterable[Record]) -> Table:
         seeds = {row["seed"] for row in chosen}
         sizes = sorted({row["parameters"] for row in chosen})
         size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,}–{sizes[-1]:,}"
-        shares = [_spread([row["value"] for row in chosen if row["length"] == length]) for length in lengths]
+        shares = [
+            seeds_cell([row["value"] for row in chosen if row["length"] == length], percent)
+            for length in lengths
+        ]
         labels = (str(states), scheme, str(width), size, str(len(seeds)))
         table.append([*map(Cell, labels), *shares])
     header = ["states of each level", "scheme", "width", "parameters", "seeds"]
     return Table([*header, *(f"at {length} symbols" for length in lengths)], table, labels=3)
-
-
-def _spread(values: Sequence[float]) -> Cell:
-    if not values:
-        return Cell("–")
-    note = f"{percent(min(values))}–{percent(max(values))}" if len(values) > 1 else ""
-    return Cell(percent(statistics.mean(values)), note)
 
 
 def learned_figure(rows: Iterable[Record]) -> Figure:
