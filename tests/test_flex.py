@@ -56,8 +56,8 @@ def batch_of(tokens, packed):
     return batch
 
 
-for scheme, tokens, packed in [("bipe-alibi", 150, True), ("bipe-rope", 150, False), ("bipe-t5", 150, False),
-        ("bipe-fire", 150, False), ("bipe-alibi", 1200, False), ("bipe-alibi", 1200, True)]:
+for scheme, tokens, packed in [("bipe-rope", 150, True), ("bipe-t5", 150, False), ("bipe-fire", 150, False),
+        ("bipe-alibi", 1200, False), ("bipe-alibi", 1200, True)]:
     models, batch = [], batch_of(tokens, packed)
     for attention in ("flex", "eager"):
         torch.manual_seed(1)
@@ -80,7 +80,7 @@ def test_flex_matches_eager() -> None:
         pytest.skip(f"FlexAttention does not run here: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 6
+    assert len(lines) == 5
     for scheme, tokens, _, looked_at, difference in lines:
         assert float(difference) < 1e-4, scheme
         if int(tokens) > 150:

@@ -1,6 +1,9 @@
 """Training on two processes is training on one: same losses, same files, and a run can go from one to the other."""
 
 import json
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,10 +57,24 @@ def losses(folder: Path) -> list[float]:
     return [row.get("loss", row.get("validation_loss")) for row in rows]
 
 
+@pytest.fixture(scope="module")
+def by_two(recipe: Path) -> Callable[[str], tuple[Path, str]]:
+    """By launcher, the run of two processes and what they printed."""
+
+    @cache
+    def get(launcher: str) -> tuple[Path, str]:
+        out = recipe.parent / launcher
+        half = ("--training.batch_size", "4")
+        return out, launch(launcher, "train", str(recipe), "--out", str(out), *half)
+
+    return get
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_lose_what_one_loses(launcher: str, recipe: Path, alone: Path) -> None:
-    out = recipe.parent / launcher
-    printed = launch(launcher, "train", str(recipe), "--out", str(out), "--training.batch_size", "4")
+def test_two_processes_lose_what_one_loses(
+    launcher: str, recipe: Path, alone: Path, by_two: Callable[[str], tuple[Path, str]]
+) -> None:
+    out, printed = by_two(launcher)
     assert printed.count("validation perplexity") == 1
     assert losses(out) == pytest.approx(losses(alone), abs=1e-5) and len(losses(out)) == 8
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in alone.iterdir())
@@ -99,9 +116,11 @@ def test_a_run_goes_on_with_another_number_of_processes(recipe: Path, alone: Pat
     assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
 
 
-def test_an_older_record_that_tells_no_processes_is_of_as_many_as_now(recipe: Path) -> None:
+def test_an_older_record_that_tells_no_processes_is_of_as_many_as_now(
+    recipe: Path, by_two: Callable[[str], tuple[Path, str]]
+) -> None:
     out, half = recipe.parent / "older", ("--training.batch_size", "4")
-    launch("torchrun", "train", str(recipe), "--out", str(out), *half)
+    shutil.copytree(by_two("torchrun")[0], out)
     marker = json.loads((out / "training.json").read_text(encoding="utf-8"))
     assert marker["identity"].pop("processes") == 2
     (out / "training.json").write_text(json.dumps(marker), encoding="utf-8")

@@ -9,7 +9,8 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,38 @@ SEED = int(os.environ.get("BIPE_FAULTS_SEED", "0"))
 TIMES = {"tokens_per_second", "seconds"}
 
 
-def victim(kind: str, folder: Path, event: int = 0, milliseconds: int = 0, limit: int | None = None) -> Any:
-    arguments = [kind, str(folder), str(event), str(milliseconds), *([] if limit is None else [str(limit)])]
+@dataclass(frozen=True)
+class Done:
+    """What became of a victim."""
+
+    returncode: int
+    stderr: str
+
+
+Victim = Callable[..., Done]
+Undisturbed = Callable[[str], tuple[Path, int]]
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    """Do a run in a process of its own."""
+    said = tmp_path_factory.mktemp("said") / "stderr"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, str(VICTIM), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(VICTIM)], env=environment, **pipes) as process:
+        assert process.stdin and process.stdout
+        asked, told = process.stdin, process.stdout
+
+        def run(
+            kind: str, folder: Path, event: int = 0, milliseconds: int = 0, limit: int | None = None
+        ) -> Done:
+            said.write_bytes(b"")
+            asked.write(json.dumps([str(said), kind, str(folder), event, milliseconds, limit]) + "\n")
+            asked.flush()
+            return Done(int(told.readline()), said.read_text(encoding="utf-8"))
+
+        yield run
+        asked.close()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +86,7 @@ SAME: dict[str, Callable[[Path, Path], None]] = {"train": same_run, "compare": s
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, int]]:
+def undisturbed(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """By kind, a run that nobody disturbs and how many events it has."""
     found: dict[str, tuple[Path, int]] = {}
 
@@ -80,7 +103,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tup
 
 @pytest.mark.parametrize(("kind", "share"), [("train", 0.6), ("compare", 0.4)])
 def test_killed_runs_go_on_as_if_nothing_had_happened(
-    kind: str, share: float, undisturbed: Callable[[str], tuple[Path, int]], tmp_path: Path
+    kind: str, share: float, victim: Victim, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     draw, wanted = random.Random(f"{kind} {SEED}"), round(share * KILLS)
     whole, events = undisturbed(kind)
@@ -117,7 +140,7 @@ def _report(row: dict[str, Any]) -> None:
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
-    undisturbed: Callable[[str], tuple[Path, int]], tmp_path: Path
+    victim: Victim, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     whole, _ = undisturbed("train")
     folder = tmp_path / "run"
@@ -139,9 +162,7 @@ HARMS = {
 
 
 @pytest.fixture(scope="module")
-def broken_off(
-    undisturbed: Callable[[str], tuple[Path, int]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def broken_off(victim: Victim, undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed late, so that there are two checkpoints."""
     folder = tmp_path_factory.mktemp("broken") / "run"
     assert victim("train", folder, undisturbed("train")[1] * 3 // 4).returncode == -9
@@ -150,7 +171,7 @@ def broken_off(
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_the_newest_whole_checkpoint_is_gone_on_from(
-    harm: str, undisturbed: Callable[[str], tuple[Path, int]], broken_off: Path, tmp_path: Path
+    harm: str, victim: Victim, undisturbed: Undisturbed, broken_off: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(broken_off, folder)
@@ -167,7 +188,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(
 
 
 def test_a_kill_behind_the_last_step_costs_nothing(
-    undisturbed: Callable[[str], tuple[Path, int]], tmp_path: Path
+    victim: Victim, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """When checkpoints are deleted, the record says already that the run is finished."""
     whole, events = undisturbed("train")

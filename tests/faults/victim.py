@@ -1,10 +1,13 @@
-"""A run that kills itself: `victim.py KIND FOLDER EVENT MILLISECONDS [BYTES]`.
+"""Runs that kill themselves, each a line of standard input: `[SAID, KIND, FOLDER, EVENT, MILLISECONDS, BYTES]`.
 
-KIND is train or compare. At the EVENT-th time that something below FOLDER is opened, made, renamed or deleted,
-and MILLISECONDS later, the process gets SIGKILL; 0 is never. Files may become BYTES long, as on a full disk.
-At its end it writes to FOLDER.events how many such events there were.
+A run is a process of its own, forked from this one, which has imported all that takes long. What it says goes
+to the file SAID, and its exit status is printed. KIND is train or compare. At the EVENT-th time that something
+below FOLDER is opened, made, renamed or deleted, and MILLISECONDS later, the process gets SIGKILL; 0 is never.
+Files may become BYTES long, as on a full disk; null is any length. At its end a run writes to FOLDER.events how
+many such events there were.
 """
 
+import json
 import os
 import resource
 import signal
@@ -12,6 +15,14 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from bipe.comparison import Comparison
+from bipe.comparison import compare as run_comparison
+from bipe.data import pack
+from bipe.models import BipeConfig
+from bipe.training import TrainingSettings, train_model
 
 WATCHED = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
@@ -38,12 +49,6 @@ class Killer:
 
 
 def train(folder: str) -> None:
-    import torch
-
-    from bipe.data import pack
-    from bipe.models import BipeConfig
-    from bipe.training import TrainingSettings, train_model
-
     documents = [torch.arange(400).remainder(23 + n).clamp(max=39) for n in range(6)]
     blocks = pack(documents, 16, eos_token_id=0)
     config = BipeConfig.from_scheme(
@@ -70,9 +75,6 @@ def train(folder: str) -> None:
 
 
 def compare(folder: str) -> None:
-    from bipe.comparison import Comparison
-    from bipe.comparison import compare as run
-
     text = Path(folder).with_name("text.txt")
     if not text.exists():
         lines = (f"Line {number} says {number * number % 97}. It stops.\n" for number in range(600))
@@ -93,21 +95,33 @@ def compare(folder: str) -> None:
             "evaluation": {"lengths": [16, 32], "max_windows": 16},
         }
     )
-    run(settings, Path(folder), say=lambda line: None)
+    run_comparison(settings, Path(folder), say=lambda line: None)
 
 
-def main(kind: str, folder: str, when: str, milliseconds: str, limit: str | None = None) -> None:
-    import torch
-
-    torch.set_num_threads(1)
+def be_victim(kind: str, folder: str, when: int, milliseconds: int, limit: int | None) -> None:
+    signal.alarm(300)
     if limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    killer = Killer(folder, int(when), float(milliseconds) / 1000)
+    killer = Killer(folder, when, milliseconds / 1000)
     sys.addaudithook(killer)
     {"train": train, "compare": compare}[kind](folder)
     Path(f"{folder}.events").write_text(str(killer.events), encoding="utf-8")
 
 
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        said, *arguments = json.loads(line)
+        victim = os.fork()
+        if victim == 0:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
+            be_victim(*arguments)
+            return  # to the end of an interpreter, as any process
+        status = os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1])
+        sys.stdout.write(f"{status}\n")
+        sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
