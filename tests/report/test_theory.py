@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bipe.report.experiment import write_experiment
-from bipe.report.theory import has_learned, learned_figure, learned_table, smallest_widths
+from bipe.report.theory import has_learned, learned_figure, learned_table, reach_table, smallest_widths
 
 RIGHT = {
     ("bipe-rope", 0): {8: 0.7, 16: 0.995, 32: 0.999},
@@ -64,6 +64,16 @@ def test_the_table_has_every_width_and_both_lengths() -> None:
     assert len(table.rows) == 6 and table.rows[-1][-1].note == ""
 
 
+def test_the_reach_is_that_of_the_widest_model_of_each_seed() -> None:
+    narrow = [row for row in made() if (row["seed"], row["width"]) != (1, 32)]  # seed 1 needed width 16
+    table = reach_table(narrow)
+    assert table.header == ["states of each level", "scheme", "from 0", "from 8", "from 16"]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["3", "bipe-rope", "98.0 %–99.9 %", "90.0 %–91.9 %", "82.0 %–83.9 %"],
+        ["3", "sinusoidal", "70.0 %", "62.0 %", "54.0 %"],
+    ]
+
+
 def test_the_chart_shows_what_was_measured() -> None:
     figure = learned_figure(made(2) + made(3))
     above, below = figure.axes[:2], figure.axes[2:]
@@ -89,3 +99,4 @@ def test_the_page_has_chart_and_tables(tmp_path: Path) -> None:
     assert "(learned.png)" in page and (tmp_path / "learned.png").read_bytes().startswith(b"\x89PNG")
     assert "## Smallest width that is right after 99.0 % of the symbols" in page
     assert "| 3 | 40–41 | bipe-rope | 16 | 32 |" in page and "from_segment" not in page
+    assert "| 3 | bipe-rope | 99.2 %–99.9 % | 91.2 %–91.9 % | 83.2 %–83.9 % |" in page

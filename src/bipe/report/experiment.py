@@ -13,7 +13,7 @@ from .plots import segment_histogram_figure, width_figure
 from .records import read_records
 from .rendering import figure_png
 from .tables import Cell, Record, Table, markdown_table, number, percent, seeds_cell
-from .theory import ENOUGH, learned_figure, learned_table, smallest_widths
+from .theory import ENOUGH, learned_figure, learned_table, reach_table, smallest_widths
 
 SHARES = ("accuracy", "choice_accuracy")
 LEFT_OUT = {"histogram"}
@@ -127,6 +127,8 @@ def _learned(rows: Sequence[Record], folder: Path) -> list[str]:
         markdown_table(smallest_widths(rows)),
         "## Right after",
         markdown_table(learned_table(rows)),
+        "## How far: right after so many segments, in the widest model of each seed",
+        markdown_table(reach_table(rows)),
     ]
 
 

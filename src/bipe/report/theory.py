@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from .axes import FONT, INK, MUTED, dress
+from .axes import FONT, INK, MUTED, dress, short_number
 from .palette import COLOURS, Style, scheme_styles
 from .tables import Cell, Record, Table, percent, seeds_cell
 
@@ -33,7 +33,6 @@ def size_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     if not rows:
         raise ValueError("There are no sizes to draw.")
     figure = Figure(figsize=(10, 3.4), layout="constrained")
-    ink, muted, grid = (COLOURS[role].light for role in ("ink", "muted", "grid"))
     panels = figure.subplots(1, len(_PANELS))
     for axes, (key, title) in zip(panels, _PANELS.items(), strict=True):
         for model, (role, marker) in MODELS.items():
@@ -42,23 +41,21 @@ def size_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=5, lw=1.5, label=model)
             axes.annotate(
                 f"{points[-1][1]:,}", points[-1], xytext=(0, 6), textcoords="offset points", ha="right",
-                fontsize=8, color=colour,
+                fontsize=FONT - 1, color=colour,
             )  # fmt: skip
-        axes.set_title(title, fontsize=10, color=ink, loc="left")
-        axes.set_xlabel("states of each level", fontsize=9, color=muted)
+        axes.set_title(title, fontsize=FONT, color=INK, loc="left")
+        axes.set_xlabel("states of each level")
+        dress(axes)
         axes.set_xticks(sorted({row["outer_states"] for row in rows}))
-        axes.tick_params(labelsize=8, colors=muted)
-        axes.grid(axis="y", color=grid, lw=0.8)
-        axes.set_axisbelow(True)
         axes.margins(y=0.15)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
         if key != "depth":
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if key == "width" else (1.0,)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
             axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.set_ylim(bottom=0)
-    panels[0].legend(frameon=False, fontsize=9, labelcolor=ink)
+    panels[0].legend(frameon=False, fontsize=FONT, labelcolor=INK)
     return figure
 
 
@@ -149,6 +146,29 @@ def learned_table(rows: Iterable[Record]) -> Table:
     return Table([*header, *(f"at {length} symbols" for length in lengths)], table, labels=3)
 
 
+def reach_table(rows: Iterable[Record]) -> Table:
+    """How often models are right after so many segments: the smallest and the largest seed.
+
+    >>> row = {"scheme": "rope", "states": 2, "width": 8, "protocol": "from_segment", "length": 8}
+    >>> table = reach_table([{**row, "seed": seed, "value": 0.5 + 0.1 * seed} for seed in (0, 1)])
+    >>> table.header[2:], [cell.text for cell in table.rows[0]]
+    (['from 8'], ['2', 'rope', '50.0 %–60.0 %'])
+
+    Args:
+        rows: of `bipe.comparison.automata.learn_automaton`; those by the segments before count, of the
+            widest model of each seed.
+    """
+    far = _of_the_widest(rows)
+    lengths = sorted({row["length"] for row in far})
+    table: list[list[Cell]] = []
+    for states, scheme in dict.fromkeys((row["states"], row["scheme"]) for row in far):
+        chosen = [row for row in far if (row["states"], row["scheme"]) == (states, scheme)]
+        by_length = ([row["value"] for row in chosen if row["length"] == length] for length in lengths)
+        spreads = [seeds_cell(values, percent) for values in by_length]
+        table.append([Cell(str(states)), Cell(scheme), *(Cell(cell.note or cell.text) for cell in spreads)])
+    return Table(["states of each level", "scheme", *(f"from {n}" for n in lengths)], table, labels=2)
+
+
 def learned_figure(rows: Iterable[Record]) -> Figure:
     """Draw how often trained models are right: above against their width, below against how far they are.
 
@@ -169,10 +189,7 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
     styles = scheme_styles(row["scheme"] for row in rows)
     lengths = sorted({row["length"] for row in rows if row["protocol"] == "words"})
     widths = sorted({row["width"] for row in rows})
-    widest: dict[tuple[Any, ...], int] = {}
-    for row in rows:
-        key = (row["states"], row["scheme"], row["seed"])
-        widest[key] = max(row["width"], widest.get(key, 0))
+    widest = _of_the_widest(rows)
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     grid = figure.subplots(2, len(states), sharey="row", squeeze=False)
     for column, number in enumerate(states):
@@ -182,11 +199,7 @@ def learned_figure(rows: Iterable[Record]) -> Figure:
             words = [row for row in here if row["protocol"] == "words"]
             for length, line in ((lengths[0], "-"), (lengths[-1], "--")):
                 _draw(above, [row for row in words if row["length"] == length], "width", style, line)
-            far = [
-                row
-                for row in here
-                if row["protocol"] == "from_segment" and row["width"] == widest[number, scheme, row["seed"]]
-            ]
+            far = [row for row in widest if (row["states"], row["scheme"]) == (number, scheme)]
             _draw(below, far, "length", style, "-")
         above.set_xscale("log", base=2)
         above.xaxis.set_major_locator(FixedLocator(widths))
@@ -235,3 +248,13 @@ def _short_words(rows: Iterable[Record]) -> list[Record]:
     words = [row for row in rows if row["protocol"] == "words"]
     shortest = min((row["length"] for row in words), default=0)
     return [row for row in words if row["length"] == shortest]
+
+
+def _of_the_widest(rows: Iterable[Record]) -> list[Record]:
+    """Rows by the segments before, of the widest model of each seed."""
+    far = [row for row in rows if row["protocol"] == "from_segment"]
+    widest: dict[tuple[Any, ...], int] = {}
+    for row in far:
+        key = (row["states"], row["scheme"], row["seed"])
+        widest[key] = max(row["width"], widest.get(key, 0))
+    return [row for row in far if row["width"] == widest[row["states"], row["scheme"], row["seed"]]]
