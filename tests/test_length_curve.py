@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from bipe import BipeForCausalLM, Score, length_curve
 from bipe.evaluation.base import Run
@@ -300,6 +308,22 @@ def test_fewer_windows_than_256_are_said_to_be_too_few(make_model: ModelMaker) -
         length_curve(make_model("rope"), DOCUMENTS, LENGTHS)
 
 
+def test_fewer_windows_than_there_are_were_asked_for(make_model: ModelMaker) -> None:
+    with pytest.warns(UserWarning, match=r"Only 8 windows .* max_windows allows no more"):
+        rows = length_curve(make_model("rope"), [document(600)], [4, 8], max_windows=8)
+    assert {row.windows for row in rows} == {8}
+
+
+@few_windows_are_fine
+def test_what_a_model_has_no_position_or_id_for_is_told() -> None:
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 12, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(n_positions=64, **sizes))
+    with pytest.raises(ValueError, match=r"cannot read 128 tokens.* too few positions"):
+        length_curve(model, [document(600)], [32, 128])
+    with pytest.raises(ValueError, match=r"cannot read 32 tokens.* does not know"):
+        length_curve(model, [document(600) + 12], [32])
+
+
 def test_enough_windows_are_no_reason_to_warn(make_model: ModelMaker) -> None:
     rows = length_curve(make_model("rope"), [document(600)], [4, 8])
     assert {row.windows for row in rows} == {256}
@@ -343,6 +367,11 @@ def test_effective_context_is_the_longest_length_better_than_its_half(
     drops: dict[int, float], expected: int | None
 ) -> None:
     assert effective_context(falling_curve(drops)) == expected
+
+
+def test_of_a_few_windows_no_effective_context_is_known() -> None:
+    assert effective_context(falling_curve({8: 0, 16: 1}, windows=7)) is None
+    assert effective_context(falling_curve({8: 0, 16: 1}, windows=8)) == 16
 
 
 @few_windows_are_fine

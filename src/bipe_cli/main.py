@@ -25,6 +25,9 @@ from bipe_cli.train import train
 LONGEST_LINE = 1500
 """Characters of an error."""
 
+RESUMED = {"compare", "extend", "reproduce", "train"}
+"""Commands that go on where they stopped."""
+
 EXIT_FAILURE = 1
 EXIT_WRONG_USE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells report
@@ -113,7 +116,10 @@ def run(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         status = _fail(error, EXIT_FAILURE)
     if status == EXIT_INTERRUPTED:
-        _say("Interrupted. What was finished is kept: give the same command again and the run goes on.")
+        given = sys.argv[1:] if arguments is None else arguments
+        resumed = bool(RESUMED.intersection(given[:1]))
+        kept = " What was finished is kept: give the same command again and the run goes on."
+        _say(f"Interrupted.{kept if resumed else ''}")
     return status if isinstance(status, int) else 0
 
 

@@ -107,8 +107,8 @@ def _follow(lane: "Sequence[Step]", failed: Event, workers: int) -> None:
             return
         if not step.is_done:
             typer.echo(f"$ {step}", err=True)
+            step.remember()  # first, for what it leaves is whole, and a record without it means nothing
             _do(step, workers)
-            step.remember()
 
 
 def _taken(lane: "Sequence[Step]") -> "Iterator[Step]":

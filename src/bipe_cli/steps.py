@@ -111,8 +111,9 @@ class Step:
         return self.suffices is not None and self.suffices(self.measured)
 
     def remember(self) -> None:
-        """Note beside what it left by which command that was."""
+        """Note beside what it leaves by which command that is."""
         if self.makes or self.rows:
+            self._record.parent.mkdir(parents=True, exist_ok=True)
             self._record.write_text(str(self), encoding="utf-8")
 
     @property

@@ -183,11 +183,21 @@ def test_settings_do_not_change():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["steps", "3"], "given as --name value; got 'steps'"), (["--steps"], "--steps has no value")],
+    [
+        (["steps", "3"], "given as --name value; got 'steps'"),
+        (["--steps"], "--steps has no value"),
+        (["--training.bf16", "--training.steps", "5"], "--training.bf16 has no value"),
+        (["--steps", "3", "--steps=4"], "--steps is given twice"),
+    ],
 )
 def test_a_command_line_that_is_no_list_of_settings_says_so(arguments, message):
     with pytest.raises(ValueError, match=message):
         parse_overrides(arguments)
+
+
+def test_a_setting_has_one_value(write):
+    with pytest.raises(ValueError, match=r"training.steps is given twice"):
+        load_recipe(write(), {"training.steps": "3", "steps": "4"})
 
 
 def test_every_setting_is_documented():

@@ -22,19 +22,18 @@ FEWEST_WINDOWS = 8
 def effective_context(curve: Curve) -> int | None:
     """The longest length whose loss is significantly below that of half of it, else the shortest length.
 
-    Significant means that the paired 95 % interval of the difference excludes 0. None where half of a length
-    was not tested: whether that one gains anything is not known then.
+    Significant means that the paired 95 % interval of the difference excludes 0. None where that is not
+    known: half of a length was not tested, or there are fewer than `FEWEST_WINDOWS` windows.
     """
     shortest, *longer = sorted(curve)
     if any(length % 2 or length // 2 not in curve for length in longer):
         return None
+    if longer and len(curve[shortest].tokens) < FEWEST_WINDOWS:
+        return None
     better = [
         length
         for length in longer
-        if len(curve[length].tokens) >= FEWEST_WINDOWS
-        and mean_loss_difference([curve[length // 2].nll, curve[length].nll], [1, -1], curve[length].tokens)[
-            1
-        ]
+        if mean_loss_difference([curve[length // 2].nll, curve[length].nll], [1, -1], curve[length].tokens)[1]
         > 0
     ]
     return max(better, default=shortest)

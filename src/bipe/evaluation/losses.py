@@ -1,7 +1,8 @@
 """What a model loses on each window of test text, at each context length."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -25,6 +26,10 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 HEAD_ROWS = 1024
 """Rows of logits in memory at once."""
+
+
+class NotFinite(RuntimeError):
+    """What a model loses is infinite or no number at all."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def _measure(
         counted.add_up()
     by_place = sum(collect([by_place]), torch.zeros_like(by_place))
     if not np.isfinite(found := np.array(collect(nll))).all():
-        raise RuntimeError(f"The model's losses are not finite numbers at {length} tokens of context.")
+        raise NotFinite(f"The model's losses are not finite numbers at {length} tokens of context.")
     return WindowLosses(
         nll=found,
         tokens=np.full(len(windows.spans), windows.scored, dtype=np.int64),
@@ -168,8 +173,9 @@ def window_losses(
 
     Raises:
         ValueError: an unknown protocol, no separators to leave out, a length that does not fit in any
-            document, or one that cannot be read together.
-        RuntimeError: a loss is not a finite number.
+            document, one that cannot be read together, or, on a CPU, positions or ids that the model has none
+            of.
+        NotFinite: a loss is not a finite number.
     """
     cut = choose("protocol", PROTOCOLS, protocol)
     if protocol == "without_separators":
@@ -181,13 +187,27 @@ def window_losses(
     model.eval()
     try:
         windows = cut(documents, lengths, max_windows)
-        head = _head_of(model, next(windows[lengths[0]].batches(1)).to(model.device))
-        return {
-            length: _measure(model, head, windows[length], length, token_bytes, sequence_parallel)
-            for length in lengths
-        }
+        with _told_of(lengths[0]):
+            head = _head_of(model, next(windows[lengths[0]].batches(1)).to(model.device))
+        curve: Curve = {}
+        for length in lengths:
+            with _told_of(length):
+                curve[length] = _measure(model, head, windows[length], length, token_bytes, sequence_parallel)
+        return curve
     finally:
         model.train(training)
+
+
+@contextmanager
+def _told_of(length: int) -> Iterator[None]:
+    """Say what a model that has a table of positions, or of other tokens, means by an index out of range."""
+    try:
+        yield
+    except IndexError as error:
+        raise ValueError(
+            f"The model cannot read {length} tokens of this text: it has too few positions, or the text has "
+            f"token ids that it does not know ({error})."
+        ) from error
 
 
 def save_curves(path: str | Path, curves: Mapping[str, Curve]) -> None:

@@ -42,12 +42,14 @@ def _same_targets(
         for index, document in enumerate(documents)
         for end in range(longest, len(document) + 1, scored)
     ]
+    why = "fit in the test text"
     if most is not None and len(ends) > most:
         ends = [ends[position] for position in np.linspace(0, len(ends) - 1, most).round().astype(int)]
+        why = "are scored, for max_windows allows no more"
     if len(ends) < ENOUGH_WINDOWS:
         warnings.warn(
-            f"Only {len(ends)} windows of {longest} tokens fit in the test text; fewer than "
-            f"{ENOUGH_WINDOWS} are too few for narrow intervals.",
+            f"Only {len(ends)} windows of {longest} tokens {why}; fewer than {ENOUGH_WINDOWS} are too few "
+            "for narrow intervals.",
             stacklevel=3,
         )
     return {

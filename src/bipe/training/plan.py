@@ -10,6 +10,7 @@ import torch
 from bipe.data.tokens import load_tokenizer
 from bipe.models.configuration import BipeConfig
 from bipe.models.modeling import BipeForCausalLM
+from bipe.segmentation import check_rule
 
 from .recipe import Recipe
 from .train import config_fields
@@ -80,12 +81,14 @@ def plan(recipe: Recipe, devices: int = 1, vocab_size: int | None = None) -> Pla
         vocab_size: of the tokenizer; None where the recipe trains one or names a folder.
 
     Raises:
-        ValueError: there is no device, or the recipe is one whose model is not known from it.
+        ValueError: there is no device, a name is unknown, or the recipe is one whose model is not known from
+            it.
     """
     if devices < 1:
         raise ValueError(f"There must be at least one device; got {devices}.")
     if recipe.start is not None or recipe.data.train is None or recipe.training.lora is not None:
         raise ValueError("A plan is made for recipes that train on text from scratch, all weights.")
+    check_rule(recipe.rule)
     config = _config(recipe, vocab_size or _vocab_size(recipe))
     with torch.device("meta"):
         model = BipeForCausalLM(config)

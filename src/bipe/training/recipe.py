@@ -288,15 +288,22 @@ def read_settings(
         overrides: values by name, as typed on a command line: `training.steps` or, where only one group has
             such a setting, `steps`. `null` stands for no value; lists and dictionaries are written `[a, b]`
             and `{type: rope}`.
-        values: values by dotted name, of their own types; None and empty lists are not set.
+        values: values by dotted name, of their own types; None and empty lists are not set, and overrides
+            come before them.
 
     Raises:
-        ValueError: the file is no YAML mapping, a name is unknown or stands for several settings, or a value
-            is of a wrong type or out of range; one line that names each such setting.
+        ValueError: the file is no YAML mapping, a name is unknown, stands for several settings or is given
+            twice, or a value is of a wrong type or out of range; one line that names each such setting.
     """
     found = {} if path is None else _read_mapping(kind, Path(path))
     typed = {name: value for name, value in (values or {}).items() if value is not None and value != []}
-    typed |= {_setting(kind, name): _parse_value(text) for name, text in (overrides or {}).items()}
+    chosen: dict[str, Any] = {}
+    for name, text in (overrides or {}).items():
+        setting = _setting(kind, name)
+        if setting in chosen:
+            raise ValueError(f"The setting {setting} is given twice.")
+        chosen[setting] = _parse_value(text)
+    typed |= chosen
     for name, value in typed.items():
         *groups, leaf = name.split(".")
         group = found
@@ -331,7 +338,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     {'training.steps': '100', 'batch_size': '4'}
 
     Raises:
-        ValueError: an argument is no `--name`, or has no value.
+        ValueError: an argument is no `--name`, has no value, or names what another one does.
     """
     overrides: dict[str, str] = {}
     rest = list(arguments)
@@ -339,9 +346,12 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--") or len(name) == 2:
             raise ValueError(f"Settings are given as --name value; got {name!r}.")
-        if not equals and not rest:
+        if not equals and (not rest or rest[0].startswith("--")):
             raise ValueError(f"The setting {name} has no value; write {name} VALUE.")
-        overrides[name[2:].replace("-", "_")] = value if equals else rest.pop(0)
+        setting = name[2:].replace("-", "_")
+        if setting in overrides:
+            raise ValueError(f"The setting {name} is given twice.")
+        overrides[setting] = value if equals else rest.pop(0)
     return overrides
 
 
