@@ -176,7 +176,8 @@ def test_arms_on_text_have_segments_of_their_own(texts: Path, tmp_path: Path) ->
     }
     assert per_segment["four"] == 4
     assert per_segment["line"] > 6
-    assert (tmp_path / "run" / "differences.jsonl").exists() is False
+    compared = {(row["first"], row["second"]) for row in read_records(tmp_path / "run" / "differences.jsonl")}
+    assert compared == {("line", "four")}
 
 
 @few_windows

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import bipe
 from bipe.comparison import Comparison, compare, runs
-from bipe.comparison.compare import _best_rate
+from bipe.comparison.compare import _best_rate, pairs_of
 from bipe.data import load_tokenizer
 from bipe.evaluation.losses import load_curves
 from bipe.report import read_records
@@ -75,12 +75,13 @@ def test_auto_is_the_measured_tokens_per_segment(finished):
     assert 1 < measured < 16
 
 
-def test_differences_pair_schemes_on_tokens_with_schemes_on_segments(finished):
+def test_differences_are_those_of_the_losses(finished):
     out, _ = finished
     rows = read_records(out / "differences.jsonl")
     assert {(row["first"], row["second"]) for row in rows} == {
         ("rope", "bipe-rope"),
         ("rope", "bipe-alibi-auto"),
+        ("bipe-rope", "bipe-alibi-auto"),
     }
     one, two = (load_curves(out / "runs" / f"{scheme}-0" / "losses.safetensors") for scheme in SCHEMES[:2])
     growth = next(
@@ -272,6 +273,85 @@ def test_a_rate_that_diverges_is_out_of_the_race(texts, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["learning_rates"] == {"rope": 1e-3}
     with pytest.raises(RuntimeError, match="rope diverged at every learning rate"):
         compare(settings(texts, schemes=["rope"], learning_rates=[1e-2, 2e-2]), tmp_path / "other")
+
+
+@few_windows
+def test_a_run_that_diverges_holds_up_no_other(texts, tmp_path, monkeypatch):
+    """Whether in training or when it is measured."""
+    train, measure = runs.train_model, runs.window_losses
+
+    def diverge(config, blocks, validation, training, folder, **options):
+        if config.scheme == "rope" and options["seed"] == 0:
+            raise runs.TrainingDiverged("Training diverged at step 3.")
+        return train(config, blocks, validation, training, folder, **options)
+
+    def explode(model, *arguments, **options):
+        if model.config.scheme == "bipe-alibi-auto":
+            raise runs.NotFinite("The losses are not finite.")
+        return measure(model, *arguments, **options)
+
+    monkeypatch.setattr(runs, "train_model", diverge)
+    monkeypatch.setattr(runs, "window_losses", explode)
+    said: list[str] = []
+    chosen = settings(texts, learning_rates=[1e-3], seeds=2)
+    for _ in range(2):  # it is told again, and nothing else is done again
+        with pytest.raises(RuntimeError) as failure:
+            compare(chosen, tmp_path / "run", say=said.append)
+        assert str(failure.value) == (
+            "3 of 6 runs have no result. rope, seed 0: Training diverged at step 3. "
+            "bipe-alibi-auto, seed 0: The losses are not finite. "
+            "bipe-alibi-auto, seed 1: The losses are not finite."
+        )
+    assert "[1/6] rope, seed 0: Training diverged at step 3." in said
+    measured = {(row["scheme"], row["seed"]) for row in read_records(tmp_path / "run" / "scores.jsonl")}
+    assert measured == {("rope", 1), ("bipe-rope", 0), ("bipe-rope", 1)}
+    compared = {
+        (row["first"], row["second"], row["seed"])
+        for row in read_records(tmp_path / "run" / "differences.jsonl")
+    }
+    assert compared == {("rope", "bipe-rope", 1)}
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "3 of 6 runs are complete" in summary
+    assert "## Over the seeds, perplexity, blocks" in summary and "| bipe-rope | 2 |" in summary
+
+
+def test_a_rate_that_would_be_overridden_is_refused(texts, tmp_path):
+    chosen = read_settings(Comparison, None, {"learning_rate": "0.05"}, {})
+    with pytest.raises(ValueError, match=r"give learning_rates \[0.05\] in place of training.learning_rate"):
+        compare(chosen, tmp_path / "run")
+
+
+@few_windows
+def test_text_that_is_trained_and_tested_on_is_told_of(texts, tmp_path):
+    chosen = settings(texts, schemes=["rope"], learning_rates=[1e-3])
+    both = chosen.model_copy(update={"test": [str(texts / "train"), str(texts / "test.txt")]})
+    compare(both, tmp_path / "run", say=lambda line: None)
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "3 of 4 test documents begin as documents of the training text." in summary
+
+
+@pytest.mark.parametrize(
+    ("changes", "pairs"),
+    [
+        (
+            {"schemes": ["bipe-rope", "rope", "bipe-alibi"]},
+            [("rope", "bipe-rope"), ("rope", "bipe-alibi"), ("bipe-rope", "bipe-alibi")],
+        ),
+        (
+            {
+                "schemes": ["rope", "alibi", "bipe-rope", "bipe-alibi"],
+                "arms": {"steep": {"scheme": "bipe-alibi"}, "line": {"scheme": "bipe-rope", "rule": "line"}},
+            },
+            [
+                *(("rope", "bipe-rope"), ("rope", "line")),
+                *(("alibi", "bipe-alibi"), ("alibi", "steep")),
+                *(("bipe-rope", "line"), ("bipe-alibi", "steep")),
+            ],
+        ),
+    ],
+)
+def test_what_is_compared_with_what(changes, pairs):
+    assert pairs_of(Comparison.model_validate(changes)) == pairs
 
 
 @few_windows

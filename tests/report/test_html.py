@@ -133,7 +133,7 @@ def test_too_few_windows_are_said_to_be_too_few(run_dir: Path):
     rows = [row | {"windows": 40} for row in read_records(path)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_report(run_dir)
-    assert "Only 40 windows were scored; below 256" in (run_dir / "summary.md").read_text(encoding="utf-8")
+    assert "Protocol blocks: only 40 windows of" in (run_dir / "summary.md").read_text(encoding="utf-8")
 
 
 def test_names_and_commands_are_text(make_run: Callable[..., Path]):

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -72,7 +72,7 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     Raises:
         ValueError: the folder holds another comparison, or another process is at work in it, a name is
             unknown, or a length does not fit in the test text.
-        RuntimeError: a loss stopped being finite.
+        RuntimeError: a loss stopped being finite; the other runs are measured and in the report.
         KeyboardInterrupt: after Ctrl-C; the same call goes on where this one stopped.
     """
     out = Path(out)
@@ -100,14 +100,25 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
             describe(settings, corpus, rates, out)
             jobs = [replace(job, learning_rate=rates[job.name]) for job in jobs]
             reported = -REPORT_EVERY
-            for number, (job, parameters) in enumerate(run_all(jobs), start=1):
-                _record_scores(settings, job, parameters)
+            failed: dict[str, str] = {}
+            for number, (job, outcome) in enumerate(run_all(jobs), start=1):
+                named = f"{job.name}, seed {job.seed}"
+                place = f"[{number}/{len(jobs)}] {named}"
+                if outcome.failure:
+                    failed[named] = outcome.failure
+                    say(f"{place}: {outcome.failure}")
+                    continue
+                _record_scores(settings, job, outcome.parameters)
                 if time.monotonic() >= reported + REPORT_EVERY:
                     write_report(out)
                     reported = time.monotonic()
-                say(f"[{number}/{len(jobs)}] {job.name}, seed {job.seed}: {_headline(out, job)}")
-        _record_differences(settings, out)
-        write_report(out)
+                say(f"{place}: {_headline(out, job)}")
+        if len(failed) < len(jobs):
+            _record_differences(settings, out)
+            write_report(out)
+        if failed:
+            reasons = " ".join(f"{named}: {reason}" for named, reason in failed.items())
+            raise RuntimeError(f"{len(failed)} of {len(jobs)} runs have no result. {reasons}")
     return out / "report.html"
 
 
@@ -297,27 +308,41 @@ def _headline(out: Path, job: Job) -> str:
 
 
 def _record_differences(settings: Comparison, out: Path) -> None:
-    """Compare each scheme on tokens with each on segments, on the same windows.
-
-    Where that would be more than `MOST_PAIRS`, only with those whose encoding between segments is its own.
-    """
+    """Compare the pairs of `pairs_of` on the same windows, where both have been measured."""
     if "length-curve" not in settings.tasks:
         return
-    schemes = {name: SCHEMES[settings.arm(name).scheme] for name in settings.names}
-    on_segments = [name for name, scheme in schemes.items() if scheme.counts_segments]
-    pairs = [(one, two) for one in schemes if one not in on_segments for two in on_segments]
-    if len(pairs) > MOST_PAIRS:
-        kind = {name: scheme.inter["type"] for name, scheme in schemes.items()}
-        pairs = [(one, two) for one, two in pairs if kind[one] == kind[two]]
     path = out / "differences.jsonl"
     path.unlink(missing_ok=True)
-    for seed, (first, second) in product(range(settings.seeds), pairs):
+    for seed, (first, second) in product(range(settings.seeds), pairs_of(settings)):
+        if not all((out / f"runs/{name}-{seed}" / LOSSES).exists() for name in (first, second)):
+            continue
         one, two = (_curves(out, scheme, seed) for scheme in (first, second))
         for protocol in settings.evaluation.protocols:
             for row in paired_differences(one[protocol], two[protocol], settings.lengths[0]):
                 append_record(
                     path, {"first": first, "second": second, "seed": seed, "protocol": protocol, **row}
                 )
+
+
+def pairs_of(settings: Comparison) -> list[tuple[str, str]]:
+    """What is compared with what: everything, schemes on tokens before those on segments.
+
+    Where that would be more than `MOST_PAIRS`: each arm with the scheme that it changes, and schemes on
+    tokens with those on segments that have the same encoding between them.
+    """
+    schemes = {name: SCHEMES[settings.arm(name).scheme] for name in settings.names}
+    ordered = sorted(schemes, key=lambda name: schemes[name].counts_segments)
+    pairs = list(combinations(ordered, 2))
+    if len(pairs) <= MOST_PAIRS:
+        return pairs
+
+    def belong(one: str, two: str) -> bool:
+        if settings.arm(two).scheme == one or settings.arm(one).scheme == two:
+            return True
+        levels = [schemes[name].counts_segments for name in (one, two)]
+        return levels == [False, True] and schemes[one].inter["type"] == schemes[two].inter["type"]
+
+    return [(one, two) for one, two in pairs if belong(one, two)]
 
 
 def _curves(out: Path, name: str, seed: int) -> dict[str, Curve]:

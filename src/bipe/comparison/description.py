@@ -12,6 +12,9 @@ from bipe.training.material import Text
 from .corpus import Corpus
 from .settings import Comparison
 
+BEGINNING = 256
+"""Tokens by which a document of the test text is known again in the training text."""
+
 
 def describe(settings: Comparison, corpus: Corpus, rates: dict[str, float], out: Path) -> None:
     """Write `settings.json`, `environment.json` and, where there is test text, `segments.json`.
@@ -90,4 +93,11 @@ def _notes(settings: Comparison, corpus: Corpus) -> list[str]:
             notes.append(f"{name} has scale 96 on {heads} heads; the paper's slopes need at least 8 heads.")
     if sum(len(document) >= settings.lengths[-1] for document in corpus.test) == 1:
         notes.append("All windows come from one test document: the intervals say nothing about other texts.")
+    if isinstance(corpus.material, Text):
+        begun = {tuple(document[:BEGINNING].tolist()) for document in corpus.material.documents}
+        known = sum(tuple(document[:BEGINNING].tolist()) in begun for document in corpus.test)
+        if known:
+            notes.append(
+                f"{known} of {len(corpus.test)} test documents begin as documents of the training text."
+            )
     return notes

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bipe.evaluation.arithmetic import answered_right
-from bipe.evaluation.losses import save_curves, window_losses
+from bipe.evaluation.losses import NotFinite, save_curves, window_losses
 from bipe.evaluation.tasks import TASKS, TaskOptions, separators_of
 from bipe.models.checkpoint import Checkpoint
 from bipe.storage import discard_drafts, write_whole
@@ -62,8 +62,21 @@ class Job:
     settings: Comparison
 
 
-RunAll = Callable[[Sequence[Job]], Iterator[tuple[Job, int]]]
-"""Does jobs, and yields each with its model's number of parameters, in order."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        parameters: of its model; 0 where there is none.
+        failure: why there is nothing to be measured; empty where all went well.
+    """
+
+    parameters: int = 0
+    failure: str = ""
+
+
+RunAll = Callable[[Sequence[Job]], Iterator[tuple[Job, Outcome]]]
+"""Does jobs, and yields each with what became of it, in order."""
 
 
 @contextmanager
@@ -112,9 +125,9 @@ def accelerator_of(worker: int, accelerators: Sequence[str]) -> str:
     return accelerators[(worker - 1) % len(accelerators)]
 
 
-def _run_in(pool: ProcessPoolExecutor, count: int, jobs: Sequence[Job]) -> Iterator[tuple[Job, int]]:
+def _run_in(pool: ProcessPoolExecutor, count: int, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
     """Yield the jobs in order; none waits inside the pool, where Ctrl-C would not reach it."""
-    futures: list[Future[int]] = []
+    futures: list[Future[Outcome]] = []
     yielded = 0
     while yielded < len(jobs):
         while len(futures) < len(jobs) and sum(not future.done() for future in futures) < count:
@@ -126,17 +139,12 @@ def _run_in(pool: ProcessPoolExecutor, count: int, jobs: Sequence[Job]) -> Itera
             wait([future for future in futures if not future.done()], return_when=FIRST_COMPLETED)
 
 
-def run(job: Job) -> int:
-    """Train, and measure if asked to; return the number of parameters.
-
-    A trial that diverges is no failure: its rate is out of the race, which its history tells.
-    """
+def run(job: Job) -> Outcome:
+    """Train, and measure if asked to. A model that diverges says so in its outcome and stops no other."""
     try:
-        return _train_and_measure(job)
-    except TrainingDiverged:
-        if job.measure:
-            raise
-        return 0
+        return Outcome(_train_and_measure(job))
+    except (TrainingDiverged, NotFinite) as error:
+        return Outcome(failure=str(error))
 
 
 def _train_and_measure(job: Job) -> int:

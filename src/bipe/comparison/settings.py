@@ -146,8 +146,8 @@ class Comparison(Settings):
         """Check the names.
 
         Raises:
-            ValueError: a scheme, rule or protocol is unknown, the message lists the choices, or something is
-                named twice.
+            ValueError: a scheme, rule or protocol is unknown, the message lists the choices, something is
+                named twice, or a setting has no effect here.
         """
         if not self.names:
             raise ValueError("There is nothing to compare: name schemes or arms.")
@@ -163,6 +163,11 @@ class Comparison(Settings):
             choose("protocol", PROTOCOLS, protocol)
         if len(set(self.evaluation.protocols)) < len(self.evaluation.protocols):
             raise ValueError(f"Each protocol is measured once; got {', '.join(self.evaluation.protocols)}.")
+        if self.training.learning_rate != TrainingSettings.model_fields["learning_rate"].default:
+            raise ValueError(
+                "A comparison tries learning_rates with each scheme: give "
+                f"learning_rates [{self.training.learning_rate:g}] in place of training.learning_rate."
+            )
         if len(set(self.learning_rates)) < len(self.learning_rates):
             raise ValueError(f"Each learning rate is tried once; got {self.learning_rates}.")
         if len(set(self.names)) < len(self.names):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from bipe.training.environment import describe_environment
 from .plots import segment_histogram_figure, width_figure
 from .records import read_records
 from .rendering import figure_png
-from .tables import Cell, Record, Table, markdown_table, number, percent, seeds_cell
+from .tables import SHARES, Cell, Record, Table, markdown_table, number, percent, seeds_table, spread_cell
 from .theory import ENOUGH, learned_figure, learned_table, reach_table, smallest_widths
 
-SHARES = ("accuracy", "choice_accuracy")
 LEFT_OUT = {"histogram"}
 AUTOMATON = "automaton"
 """The task of rows about trained automata, as `bipe.comparison.automata` names it."""
@@ -132,30 +131,6 @@ def _learned(rows: Sequence[Record], folder: Path) -> list[str]:
     ]
 
 
-def seeds_table(scores: Iterable[Record]) -> Table:
-    """One metric at every length: the mean over the seeds, and the smallest and the largest.
-
-    >>> rows = [{"scheme": "rope", "seed": seed, "metric": "perplexity", "length": 128} for seed in (0, 1)]
-    >>> table = seeds_table([{**row, "value": 40.0 + row["seed"]} for row in rows])
-    >>> table.header, [tuple(cell) for cell in table.rows[0]]
-    (['scheme', 'seeds', 'at 128'], [('rope', ''), ('2', ''), ('40.5', '40.0–41.0')])
-
-    Args:
-        scores: rows of one metric; where a key was measured twice, the later row counts.
-    """
-    found = {(row["scheme"], row["seed"], row["length"]): row for row in scores}
-    lengths = sorted({length for _, _, length in found})
-    table: list[list[Cell]] = []
-    for scheme in dict.fromkeys(scheme for scheme, _, _ in found):
-        seeds = {seed for name, seed, _ in found if name == scheme}
-        by_length = (
-            [found[scheme, seed, length] for seed in seeds if (scheme, seed, length) in found]
-            for length in lengths
-        )
-        table.append([Cell(scheme), Cell(str(len(seeds))), *map(_spread, by_length)])
-    return Table(["scheme", "seeds", *(f"at {length}" for length in lengths)], table, labels=1)
-
-
 def side_by_side(measured: Mapping[str, Sequence[Record]]) -> Table:
     """What several comparisons found first, at their shortest length: a row a scheme, a column a comparison.
 
@@ -173,14 +148,10 @@ def side_by_side(measured: Mapping[str, Sequence[Record]]) -> Table:
             found.setdefault((row["scheme"], name), []).append(row)
     schemes = dict.fromkeys(scheme for scheme, _ in found)
     rows = [
-        [Cell(scheme), *(_spread(found.get((scheme, name), [])) for name in measured)] for scheme in schemes
+        [Cell(scheme), *(spread_cell(found.get((scheme, name), [])) for name in measured)]
+        for scheme in schemes
     ]
     return Table(["scheme", *measured], rows, labels=1)
-
-
-def _spread(rows: Sequence[Record]) -> Cell:
-    write = percent if rows and rows[0]["metric"] in SHARES else number
-    return seeds_cell([row["value"] for row in rows], write)
 
 
 def _plain_table(rows: Sequence[Record]) -> Table:

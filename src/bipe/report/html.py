@@ -36,11 +36,16 @@ from bipe.report.tables import (
     overview_table,
     plain,
     score_table,
+    seeds_table,
     segment_table,
     sweep_table,
     task_table,
 )
 
+_CHOICE_OF_RATE = (
+    "The lowest rate is chosen whose perplexity is within 2 % of the best, since high rates gain early and "
+    "lose it later. Where it is the lowest or the highest of those tried, a better one may lie beyond."
+)
 # Below this many windows an interval is itself too uncertain to lean on (DESIGN: protocol same_targets).
 _ENOUGH_WINDOWS = 256
 _PROTOCOL_TITLES = {
@@ -112,6 +117,8 @@ def _context(run: Run) -> dict[str, Any]:
             for task, metric in run.shares
         },
         "main_protocol": main,
+        "seed_tables": _seed_tables(run),
+        "choice_of_rate": _CHOICE_OF_RATE,
         "score_tables": {protocol: score_table(run.scores, protocol, rates) for protocol in run.protocols},
         "differences": _difference_tables(run),
         "sweep": sweep_table(run.settings.get("sweep", []), rates),
@@ -129,14 +136,32 @@ def _share_title(task: str, metric: str) -> str:
     return f"{metric.capitalize().replace('_', ' ')} in {task}"
 
 
+def _seed_tables(run: Run) -> dict[str, Table]:
+    """Of everything that was measured, what several seeds have in common."""
+    if len(run.seeds) < 2:
+        return {}
+    tables = {
+        f"perplexity, {protocol}": seeds_table(
+            row for row in run.scores if (row["protocol"], row["metric"]) == (protocol, "perplexity")
+        )
+        for protocol in run.protocols
+    }
+    for task, metric in run.shares:
+        rows = (row for row in run.scores if (row["task"], row["metric"]) == (task, metric))
+        tables[_share_title(task, metric)] = seeds_table(rows)
+    return tables
+
+
 def _few_windows(run: Run) -> list[str]:
-    fewest = min(
-        (row["windows"] for row in run.scores if row["protocol"] == "same_targets"), default=_ENOUGH_WINDOWS
-    )
-    if fewest >= _ENOUGH_WINDOWS:
-        return []
+    fewest = {
+        protocol: min((row["windows"], row["length"]) for row in run.scores if row["protocol"] == protocol)
+        for protocol in run.protocols
+    }
     return [
-        f"Only {fewest} windows were scored; below {_ENOUGH_WINDOWS} the intervals are not to be relied on."
+        f"Protocol {protocol}: only {count} windows of {length:,} tokens were scored; below "
+        f"{_ENOUGH_WINDOWS} the intervals are not to be relied on."
+        for protocol, (count, length) in fewest.items()
+        if count < _ENOUGH_WINDOWS
     ]
 
 

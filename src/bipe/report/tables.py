@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 Record = Mapping[str, Any]
 
+SHARES = ("accuracy", "choice_accuracy")
+"""Metrics that are written in per cent."""
+
 
 class Cell(NamedTuple):
     """What stands in a table: `text`, and below it in small type a `note` such as an interval."""
@@ -195,6 +198,30 @@ def sweep_table(sweep: Iterable[Record], chosen: Mapping[str, float]) -> Table:
     return Table(["scheme", *(f"{rate:g}" for rate in rates)], rows)
 
 
+def seeds_table(scores: Iterable[Record]) -> Table:
+    """One metric at every length: the mean over the seeds, and the smallest and the largest.
+
+    >>> rows = [{"scheme": "rope", "seed": seed, "metric": "perplexity", "length": 128} for seed in (0, 1)]
+    >>> table = seeds_table([{**row, "value": 40.0 + row["seed"]} for row in rows])
+    >>> table.header, [tuple(cell) for cell in table.rows[0]]
+    (['scheme', 'seeds', 'at 128'], [('rope', ''), ('2', ''), ('40.5', '40.0–41.0')])
+
+    Args:
+        scores: rows of one metric; where a key was measured twice, the later row counts.
+    """
+    found = {(row["scheme"], row["seed"], row["length"]): row for row in scores}
+    lengths = sorted({length for _, _, length in found})
+    table: list[list[Cell]] = []
+    for scheme in dict.fromkeys(scheme for scheme, _, _ in found):
+        seeds = {seed for name, seed, _ in found if name == scheme}
+        by_length = (
+            [found[scheme, seed, length] for seed in seeds if (scheme, seed, length) in found]
+            for length in lengths
+        )
+        table.append([Cell(scheme), Cell(str(len(seeds))), *map(spread_cell, by_length)])
+    return Table(["scheme", "seeds", *(f"at {length}" for length in lengths)], table, labels=1)
+
+
 def segment_table(segments: Record) -> Table:
     """Return the statistics of tokens per segment, a row a text length."""
     header = ["text length", "segments", "mean tokens", "median", "99th percentile", "longest"]
@@ -242,9 +269,11 @@ def numeric_columns(table: Table) -> list[bool]:
 
 
 def interval_cell(score: Record | None) -> Cell:
-    """Write a score and its interval; a missing score is a dash."""
+    """Write a score and its interval, which a single window has not; a missing score is a dash."""
     if score is None:
         return Cell("–")
+    if score.get("windows") == 1:
+        return Cell(number(score["value"]))
     return Cell(number(score["value"]), f"{number(score['low'])}–{number(score['high'])}")
 
 
@@ -268,6 +297,12 @@ def seeds_cell(values: Sequence[float], write: Callable[[float], str]) -> Cell:
         return Cell("–")
     note = f"{write(min(values))}–{write(max(values))}" if len(values) > 1 else ""
     return Cell(write(statistics.mean(values)), note)
+
+
+def spread_cell(rows: Sequence[Record]) -> Cell:
+    """The mean of one metric over seeds, and the smallest and the largest."""
+    write = percent if rows and rows[0]["metric"] in SHARES else number
+    return seeds_cell([row["value"] for row in rows], write)
 
 
 def percent(share: float) -> str:
