@@ -1,5 +1,6 @@
 """Arithmetic as a task: who is right, and how sure that is."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from bipe import BipeConfig, BipeForCausalLM
 from bipe.data.arithmetic import EOS, EQUALS, PAD, ZERO, ArithmeticBlocks, arithmetic_tokenizer, longest
 from bipe.evaluation.arithmetic import answered_right, answers, score_arithmetic, trained_operators
 from bipe.evaluation.base import Run
+from bipe.models.checkpoint import Checkpoint, complete
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -157,3 +159,10 @@ def test_what_cannot_be_scored_is_refused() -> None:
         score_arithmetic(other, [3], 10, run=Run("rope"))
     with pytest.raises(ValueError, match="Training blocks of 100 tokens"):
         trained_operators(other)
+
+
+def test_a_prompt_of_other_symbols_is_refused() -> None:
+    checkpoint = Checkpoint(Path(), random_model(), arithmetic_tokenizer())
+    with pytest.raises(ValueError, match="cannot be cut into tokens of this model"):
+        complete(checkpoint, "12 + 3 =")
+    assert complete(checkpoint, "2 + 3 =", max_new_tokens=2).startswith("2 + 3 =")

@@ -416,6 +416,15 @@ def test_frequencies_that_depend_on_length_generate_without_a_cache(make_model: 
     assert generate(model, PROMPT, use_cache=False).tolist() == recompute(model, PROMPT).tolist()
 
 
+def test_offsets_that_are_drawn_allow_no_cache(make_model: ModelMaker) -> None:
+    model = make_model("bipe-rope-randomized").train()
+    with pytest.raises(ValueError, match="use_cache=False"):
+        model(PROMPT, past_key_values=DynamicCache())
+    assert model(PROMPT).past_key_values is None
+    generate(model, PROMPT)  # without one
+    assert model.eval()(PROMPT).past_key_values is not None
+
+
 def test_longer_texts_leave_no_trace_on_short_ones(make_model: ModelMaker) -> None:
     model = dynamic_model(make_model)
     before = model(PROMPT[:, :3], use_cache=False).logits

@@ -104,6 +104,7 @@ def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quality").mkdir()
     for content, message in (
         ("{", "line 1 is not JSON"),
+        ('{"id": "a", "input": "a \\ud83d b"}', "line 1 holds half of a surrogate pair"),
         ('{"id": 3, "input": "x"}', "line 1 must be an object with the texts"),
         ('{"id": "a", "input": "x", "output": ["y"]}', "'output' must be a text or null; got list"),
         ("\n", "holds no example"),

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ def check_number(
         ValueError: it is no such number; the message names the option, the range and the value.
     """
     is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if is_number and (low < value if above else low <= value) and value <= high and value < math.inf:
+    if is_number and (low < value if above else low <= value) and value <= min(high, sys.float_info.max):
         return
     least = f"above {low:g}" if above else f"of at least {low:g}"
     most = "" if high == math.inf else f" and at most {high:g}"

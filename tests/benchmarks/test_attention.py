@@ -42,6 +42,20 @@ def test_captured_layers_are_those_of_the_model(make_model: MakeModel, scheme: s
         torch.testing.assert_close(after, hidden[index + 1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scheme", ["cope", "bipe-selfextend"])
+def test_a_bias_that_reads_content_is_checked_too(make_model: MakeModel, scheme: str) -> None:
+    layers = captured_layers(make_model(scheme), torch.arange(12).repeat(3))
+    (row,) = (row for row in measure(layers, [30], ["sdpa"], rounds=1) if row["implementation"] == "sdpa")
+    assert row["error"] < 1e-4
+    with pytest.raises(ValueError, match="leave out materialised and stored"):
+        measure(layers, [30], ["materialised"], rounds=1)
+
+
+def test_what_fades_by_channel_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="xPos"):
+        captured_layers(make_model("xpos"), torch.arange(12))(10)
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_rows_tell_cost_and_growth(backward: bool) -> None:
     rows = measure(SMALL, [400, 200], ["segment_local", "stored"], backward=backward, rounds=2)

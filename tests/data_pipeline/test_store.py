@@ -1,11 +1,14 @@
 """Text kept as tokens on a disk, against the same text in memory."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from bipe.data import encode, load_documents, pack, train_tokenizer
 from bipe.data import store as module
@@ -91,6 +94,14 @@ def test_a_store_that_was_broken_off_goes_on(
 
 
 @pytest.mark.filterwarnings("ignore:2 documents are empty")
+def test_a_full_store_outlives_its_text(source: str, tmp_path: Path) -> None:
+    TokenStore(tmp_path / "store", [source], TOKENIZER).fill()
+    shutil.rmtree(source)
+    store = TokenStore(tmp_path / "store", [source], TOKENIZER)
+    assert store.is_finished and len(store.blocks(16)) > 20
+
+
+@pytest.mark.filterwarnings("ignore:2 documents are empty")
 def test_what_is_not_this_text_is_refused(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +112,15 @@ def test_what_is_not_this_text_is_refused(
     other = train_tokenizer(["Other text."], 260)
     with pytest.raises(ValueError, match="holds other text: tokenizer is"):
         TokenStore(folder, [source], other)
+    lower = copy.deepcopy(TOKENIZER)
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(ValueError, match="holds other text: tokenizer is"):
+        TokenStore(folder, [source], lower)
+    with open(Path(source) / "b.txt", "a", encoding="utf-8") as file:
+        file.write(" And one more.")
+    with pytest.raises(ValueError, match="holds other text: files is"):
+        TokenStore(folder, [source], TOKENIZER)
+    (Path(source) / "b.txt").write_text("The last one. Another sentence.", encoding="utf-8")
     with pytest.raises(ValueError, match="has ids up to 277, and the model a vocabulary of 100"):
         TokenStore(folder, [source], TOKENIZER).blocks(16, vocab_size=100)
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

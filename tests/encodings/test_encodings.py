@@ -1,7 +1,7 @@
 """Every encoding against its formula in float64, and what all encodings promise."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -382,6 +382,11 @@ def test_far_neighbours_keep_their_bias_in_half_precision(model_dtype: torch.dty
     torch.testing.assert_close(block.double(), expected, rtol=1e-6, atol=0)
 
 
+def scaled(rope_type: str, **more: Any) -> dict[str, Any]:
+    scaling = {"rope_type": rope_type, "factor": 4.0, "original_max_segments": 8, **more}
+    return {"inter": {"type": "rope", "scaling": scaling}}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -411,6 +416,19 @@ def test_far_neighbours_keep_their_bias_in_half_precision(model_dtype: torch.dty
         ({"inter": {"type": "rope", "scaling": {"rope_type": "linear"}}}, "factor"),
         ({"inter": {"type": "rope", "scaling": {"rope_type": "linear", "factor": -2.0}}}, r"factor.*-2\.0"),
         ({"inter": {"type": "rope", "scaling": 4.0}}, r"scaling.*4\.0"),
+        (scaled("llama3"), "low_freq_factor must be .* got None"),
+        (
+            scaled("llama3", low_freq_factor=2.0, high_freq_factor=2.0),
+            r"high_freq_factor .* above 2; got 2\.0",
+        ),
+        (scaled("longrope"), "short_factor of longrope is a list of 4 numbers"),
+        (
+            scaled("longrope", short_factor=[1.0] * 4, long_factor=[1.0] * 3),
+            "long_factor of longrope is a list",
+        ),
+        (scaled("longrope", short_factor=[0.0] * 4), "Each short_factor must be a finite number above 0"),
+        (scaled("yarn", attention_factor=-1), "attention_factor must be"),
+        ({"inter": {"type": "alibi", "scale": 10**400}}, "scale must be a finite number"),
     ],
 )
 def test_wrong_options_are_named_with_what_is_expected(fields: dict[str, Any], message: str) -> None:
@@ -598,3 +616,18 @@ def test_a_score_is_a_number_of_the_block(name: str, rows_agree: bool) -> None:
     assert found.isfinite().all()
     seen = torch.arange(20) <= torch.arange(8, 20)[:, None]
     torch.testing.assert_close(found[:, :, :12, :20][:, :, seen], block[:, :, seen] + 0.5)
+
+
+@pytest.mark.parametrize("scheme", ["bipe-alibi-auto", "bipe-alibi2", "bipe3-alibi", "bipe-sliding-rope"])
+def test_a_bias_is_float32_whatever_torch_makes_by_default(
+    make_model: Callable[..., BipeForCausalLM], scheme: str
+) -> None:
+    model = make_model(scheme)
+    ids = torch.arange(12).repeat(2)[None]
+    expected = model(ids).logits
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = model(ids).logits
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)

@@ -61,6 +61,12 @@ def test_one_level_is_exact_at_every_position(seed: int, states: int, max_length
         assert np.array_equal(model.run(word).inner, automaton.run(word))
 
 
+def test_the_empty_word_has_no_states() -> None:
+    binfa = alternating("a", "b", ".")
+    for model in (compile_binfa(binfa, 4, 4), compile_nfa(binfa.flattened(), 4)):
+        assert len(model.run([]).outer) == len(model.run([]).inner) == 0
+
+
 def test_long_words_are_exact() -> None:
     draw = random.Random(5)
     texts = alternating("first", "then", ".", "x")

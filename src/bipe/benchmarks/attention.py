@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bipe.attention import ATTENTIONS, Visible
 from bipe.encodings.inter.alibi import AlibiBias, alibi_slopes
-from bipe.encodings.inter.base import Relation
+from bipe.encodings.inter.base import Content, Relation
 from bipe.models import BipeForCausalLM
 from bipe.models.layers import watched
 from bipe.registry import choose
@@ -93,7 +93,15 @@ class Layer:
         return mixed.transpose(1, 2)
 
     def make_mask(self) -> Tensor:
-        """The bias, and the lowest number where a key is later than its query, `(1, H, T, T)`."""
+        """The bias, and the lowest number where a key is later than its query, `(1, H, T, T)`.
+
+        Raises:
+            ValueError: the bias depends on queries and keys.
+        """
+        if self.relation.bias is not None and self.relation.bias.reads_content:
+            raise ValueError(
+                f"This bias depends on queries and keys, and is no tensor: leave out {' and '.join(MASKED)}."
+            )
         everything = slice(0, self.tokens)
         later = ~Visible(self.tokens, self.tokens, device=self.query.device).dense
         bias = self.relation.bias
@@ -110,9 +118,11 @@ class Layer:
         for start in range(0, self.tokens, 100):
             rows, columns = slice(start, min(start + 100, self.tokens)), slice(0, self.tokens)
             logits = query[:, :, rows] @ key.transpose(2, 3) * self.scaling
+            seen = visible.block(rows, columns)
             if self.relation.bias is not None:
-                logits = logits + self.relation.bias.block(rows, columns)
-            weights = logits.masked_fill(~visible.block(rows, columns), float("-inf")).softmax(dim=-1)
+                content = Content(query[:, :, rows], key, seen, self.scaling)
+                logits = logits + self.relation.bias.between(content, rows, columns)
+            weights = logits.masked_fill(~seen, float("-inf")).softmax(dim=-1)
             mixed.append(weights @ value)
         return torch.cat(mixed, dim=2)
 
@@ -149,7 +159,12 @@ def drawn_layers(
 
 
 def captured_layers(model: BipeForCausalLM, ids: Tensor) -> Layers:
-    """All layers of a model, with what they work on when it reads the beginning of a text, `(n,)` int64."""
+    """All layers of a model, with what they work on when it reads the beginning of a text, `(n,)` int64.
+
+    Raises:
+        ValueError: once they are made, where channels fade with distance, as in xPos: that is no part of
+            what is measured here.
+    """
 
     def make(tokens: int) -> list[Layer]:
         found: list[Layer] = []
@@ -157,6 +172,8 @@ def captured_layers(model: BipeForCausalLM, ids: Tensor) -> Layers:
         def watch(
             attention: Any, query: Tensor, key: Tensor, value: Tensor, relation: Relation, _visible: Visible
         ) -> None:
+            if relation.damping is not None:
+                raise ValueError("Of xPos, whose channels fade, attention is not measured by itself here.")
             found.append(Layer(query, key, value, relation, attention.scaling))
 
         with torch.no_grad(), watched(model.model.layers, watch):
@@ -260,11 +277,14 @@ def measure(
 
 
 def _check_room(made: Mapping[int, Sequence[Layer]], names: Sequence[str]) -> None:
-    """Refuse a bias that would fill the memory: while one is made there are two, and the kernel copies it."""
-    stored = sum(length**2 for length in made) if STORED in names else 0
-    squares = stored + (2 * max(made) ** 2 if set(MASKED) & set(names) else 0)
+    """Refuse a bias that would fill the memory: while one is made there are two in float32, and a copy."""
     query = made[max(made)][0].query
-    needed = squares * query.shape[1] * query.element_size()
+    stored = sum(length**2 for length in made) if STORED in names else 0
+    needed = stored * query.element_size()
+    if set(MASKED) & set(names):
+        copy = query.element_size() if query.element_size() < 4 else 0
+        needed += max(made) ** 2 * (8 + copy)
+    needed *= query.shape[1]
     free = torch.cuda.mem_get_info()[0] if query.is_cuda else psutil.virtual_memory().available
     if needed > free:
         raise ValueError(

@@ -147,14 +147,13 @@ def _name_hash(name: str) -> float:
 
 def _cut_document(document: Document, fraction: float) -> tuple[list[Document], list[Document]]:
     text = document.text
-    if len(text) < 2:
-        raise ValueError(
-            f"{document.name!r} has {len(text)} characters, too few to split into train and test."
-        )
-    aim = min(max(round(len(text) * (1 - fraction)), 1), len(text) - 1)
+    size = len(text.rstrip())  # a cut behind that would leave one part blank
+    if size < 2:
+        raise ValueError(f"{document.name!r} has {size} characters, too few to split into train and test.")
+    aim = min(max(round(size * (1 - fraction)), 1), size - 1)
     breaks = [text.rfind("\n", 0, aim) + 1, text.find("\n", aim) + 1]
     # In a text of few lines the nearest break may be far off and leave next to nothing on one side.
-    near = [cut for cut in breaks if 0 < cut < len(text) and abs(cut - aim) <= len(text) * fraction / 2]
+    near = [cut for cut in breaks if 0 < cut < size and abs(cut - aim) <= size * fraction / 2]
     cut = min(near, key=lambda place: abs(place - aim), default=aim)
     start, end = (
         Document(f"{document.name} (start)", text[:cut]),

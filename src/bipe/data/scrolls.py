@@ -150,6 +150,10 @@ def _row(line: str, place: str) -> dict[str, Any]:
         raise ValueError(f"{place} must be an object with the texts 'id' and 'input'.")
     if not isinstance(row.get("output"), str | None):
         raise ValueError(f"{place}: 'output' must be a text or null; got {type(row['output']).__name__}.")
+    try:
+        (row["input"] + (row.get("output") or "")).encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no tokenizer takes
+        raise ValueError(f"{place} holds half of a surrogate pair, which is no text.") from None
     return row
 
 

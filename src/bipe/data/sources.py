@@ -29,6 +29,17 @@ def read_source(source: str, seen: set[Path]) -> Iterator[Entry]:
     return _read_files(_find_files(source), seen)
 
 
+def file_sizes(source: str) -> list[tuple[str, int]]:
+    """Name and bytes of every file that a source stands for; of data sets and the standard library none.
+
+    Raises:
+        ValueError: the source does not exist.
+    """
+    if source == "stdlib" or source.startswith("hf:"):
+        return []
+    return [(name, path.stat().st_size) for name, path in _find_files(source)]
+
+
 def _read_files(files: Sequence[tuple[str, Path]], seen: set[Path]) -> Iterator[Entry]:
     for name, path in files:
         resolved = path.resolve()

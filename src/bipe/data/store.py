@@ -20,12 +20,17 @@ from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whol
 
 from .documents import Document
 from .packing import PackedBlocks
-from .sources import read_source
-from .tokens import encode
+from .sources import file_sizes, read_source
+from .tokens import encode, opening_ids
 
 RECORD, TOKENS, STARTS = "store.json", "tokens.int32", "starts.int64"
 CHUNK_CHARACTERS = 4_000_000
 """Text that is encoded, written and recorded at a time."""
+PROBE = (
+    "The naïve CAT's 1,024 dogs; don't x_y = (a+b)**2 // 10.5\n\n\tif A: return \"Straße\"\r\n"
+    "e.g. https://example.org/a?b=c  \ufb01 中文。日本語、ελληνικά 😀 re-read\u00a0it...  END"
+)
+"""Text by which tokenizers are told apart: letters large and small, digits, spaces, code, other scripts."""
 POLL_SECONDS = 1.0
 STALLED_SECONDS = 3600.0
 
@@ -49,7 +54,8 @@ class TokenStore:
         limit: documents read from each source at most; None reads all.
 
     Raises:
-        ValueError: the folder holds other text, or files that are none of a store.
+        ValueError: the folder holds other text, as names and sizes of files and the tokenizer tell, or files
+            that are none of a store.
     """
 
     def __init__(
@@ -61,7 +67,12 @@ class TokenStore:
     ) -> None:
         self.folder = Path(folder)
         self.tokenizer = tokenizer
-        self.identity = {"sources": list(sources), "limit": limit, "tokenizer": _checksum(tokenizer)}
+        self.identity = {
+            "sources": list(sources),
+            "limit": limit,
+            "files": _sizes(sources),
+            "tokenizer": _cut_by(tokenizer),
+        }
         self._read_record()
 
     def _read_record(self) -> dict[str, Any]:
@@ -77,7 +88,7 @@ class TokenStore:
         except (ValueError, KeyError, TypeError, AssertionError):
             raise ValueError(f"{path} is not the record of a store of tokens. Delete the folder.") from None
         for name, value in self.identity.items():
-            if record.get(name) != value:
+            if record.get(name) != value and not (name == "files" and value is None):
                 raise ValueError(
                     f"{self.folder} holds other text: {name} is {record.get(name)!r} there and {value!r} "
                     "here. Choose another folder, or delete it."
@@ -227,7 +238,22 @@ def _chunks(entries: Iterator[tuple[str, str | None]]) -> Iterator[tuple[int, li
         yield read, documents
 
 
-def _checksum(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of the vocabulary and of what ends a text."""
-    known = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps([known, tokenizer.eos_token_id]).encode()).hexdigest()
+def _cut_by(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A checksum of what a tokenizer does: its vocabulary, and how it cuts a text of many kinds.
+
+    Of its settings as such there is none, since a newer release writes the same ones in other words.
+    """
+    cut = opening_ids(tokenizer) + tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
+    return _checksum([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, cut])
+
+
+def _sizes(sources: Sequence[str]) -> str | None:
+    """A checksum of the files' names and sizes; None where they are gone, which a full store survives."""
+    try:
+        return _checksum([file_sizes(source) for source in sources])
+    except ValueError:
+        return None
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -120,7 +120,8 @@ def complete(
         on_piece: gets the text as it is written, the prompt first.
 
     Raises:
-        ValueError: the prompt has no token, a number is out of range, or the model's cache cannot be bounded.
+        ValueError: the prompt has no token or what is none, a number is out of range, or the model's cache
+            cannot be bounded.
     """
     if max_new_tokens < 1:
         raise ValueError(f"The number of new tokens must be at least 1; got {max_new_tokens}.")
@@ -129,7 +130,10 @@ def complete(
     prompt.encode()  # a UnicodeError, where the bytes on the command line were no text
     # The prompt starts as a training document does; an eos or sep that the tokenizer would append ends it.
     prompt_ids = opening_ids(checkpoint.tokenizer)
-    prompt_ids += checkpoint.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    try:
+        prompt_ids += checkpoint.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # tokenizers has no class of its own for a symbol without an id
+        raise ValueError(f"The prompt cannot be cut into tokens of this model: {error}.") from error
     if not prompt_ids:
         raise ValueError("The prompt is empty; give it at least one character.")
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}

@@ -229,14 +229,19 @@ class BipeModel(BipePreTrainedModel):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
 
+    @property
+    def cacheable(self) -> bool:
+        """Whether a key holds for later calls too."""
+        return self.intra.cacheable and self.inter.cacheable
+
     def _usable_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
-        if cache is not None and not self.inter.cacheable:
+        if cache is not None and not self.cacheable:
             raise ValueError(
                 "Here a key holds for this call alone, so cached keys would be wrong: a rope_type such as "
-                "dynamic depends on how long the text is, and randomized_rope in training draws indices. "
+                "dynamic depends on how long the text is, and randomized encodings draw in training. "
                 "Pass use_cache=False, or choose a rope_type with fixed frequencies, such as yarn."
             )
-        if cache is None and use_cache and self.inter.cacheable:
+        if cache is None and use_cache and self.cacheable:
             return DynamicCache(config=self.config)
         return cache
 
@@ -426,7 +431,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
         if ids is not None and past_length(kwargs.get("past_key_values")) == 0:
             check_shape("document_ids", kwargs.get("document_ids"), ids.shape[0], (ids.shape[1],))
-        if not self.model.inter.cacheable:
+        if not self.model.cacheable:
             kwargs.setdefault("use_cache", False)
         return cast("Any", super()).generate(*args, **kwargs)
 

@@ -24,7 +24,7 @@ class FixedLength:
     n: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
+        if not isinstance(self.n, int) or isinstance(self.n, bool) or not 1 <= self.n < 2**62:
             raise ValueError(f"A fixed segment length is a whole number of at least 1 token; got {self.n!r}.")
 
     def __call__(self, token_ids: Tensor, token_index: Tensor | None = None) -> Tensor:

@@ -140,6 +140,8 @@ class CompiledAutomaton(nn.Module):
             raise ValueError(f"The symbol {strange[0]!r} is not in the alphabet: {known}.")
         start = [len(self.symbols)] if self.has_start else []
         ids = torch.tensor([start + [numbers[symbol] for symbol in word]], dtype=torch.int64)
+        if not ids.numel():
+            return ids
         positions = self.positions(ids)
         if (longest := int(positions.offset.max()) + 1) > self.max_offset:
             raise ValueError(f"A segment has {longest} tokens, and the model is made for {self.max_offset}.")
@@ -159,7 +161,7 @@ class CompiledAutomaton(nn.Module):
     def positions(self, ids: Tensor) -> BilevelPositions:
         """Segment, offset and index of each token; the start of the word is a segment of its own."""
         ends = [self.symbols.index(symbol) for symbol in self.separators] + [len(self.symbols)]
-        return bilevel_positions(torch.isin(ids, torch.tensor(ends)))
+        return bilevel_positions(torch.isin(ids, torch.tensor(ends, device=ids.device)))
 
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
@@ -181,15 +183,16 @@ class CompiledAutomaton(nn.Module):
         Raises:
             ValueError: as `ids`.
         """
-        found = self(self.ids(word))[0, int(self.has_start) :] > 0.5
+        ids = self.ids(word).to(self.embedding.weight.device)
+        found = self(ids)[0, int(self.has_start) :].cpu() > 0.5
         outer, inner = (found[:, list(self.slots[name])].numpy() for name in ("outer out", "inner out"))
         return States(outer, inner)
 
     def _rotation(self, segment: Tensor) -> Rotation:
         """Angles `pi s / 2^i`, from `s` modulo `2^(i + 1)`, so that none is large."""
-        exponents = torch.arange(self.turning)
+        exponents = torch.arange(self.turning, device=segment.device)
         turns = segment[..., None] % 2 ** (exponents + 1)
-        angles = torch.zeros(*segment.shape, self.pairs, dtype=torch.float64)
+        angles = torch.zeros(*segment.shape, self.pairs, dtype=torch.float64, device=segment.device)
         angles[..., : self.turning] = turns * math.pi / 2.0**exponents
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().float(), angles.sin().float()

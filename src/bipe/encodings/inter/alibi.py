@@ -148,7 +148,9 @@ class Alibi(IndexEncoding):
 
     def slopes(self, device: torch.device) -> Slopes:
         """The slopes with scale and factor; no cast touches fixed ones."""
-        fixed = torch.tensor([start / self.factor for start in self.starts], device=device)
+        fixed = torch.tensor(
+            [start / self.factor for start in self.starts], dtype=torch.float32, device=device
+        )
         return Slopes(fixed, self.log_slopes, self.factor)
 
     def relate(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> Relation:

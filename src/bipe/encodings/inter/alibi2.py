@@ -81,7 +81,7 @@ class Alibi2(Alibi):
 
     def forward(self, query: Positions, key: Positions, dtype: torch.dtype) -> Relation:
         device = query.segment.device
-        inside = Slopes(torch.tensor(self.inside_starts, device=device), self.log_inside)
+        inside = Slopes(torch.tensor(self.inside_starts, dtype=torch.float32, device=device), self.log_inside)
         return Relation(bias=TwoLevelBias(self.slopes(device), inside, query, key))
 
     @torch.no_grad()

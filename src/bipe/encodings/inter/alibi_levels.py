@@ -81,7 +81,11 @@ class AlibiLevels(Alibi):
         device = query.segment.device
         logs = [None] * len(self.outer_starts) if self.outer_logs is None else list(self.outer_logs)
         outer = [
-            Slopes(torch.tensor([start / self.factor for start in starts], device=device), log, self.factor)
+            Slopes(
+                torch.tensor([start / self.factor for start in starts], dtype=torch.float32, device=device),
+                log,
+                self.factor,
+            )
             for starts, log in zip(self.outer_starts, logs, strict=True)
         ]
         indices = (indices_of(positions, 1 + len(outer)) for positions in (query, key))

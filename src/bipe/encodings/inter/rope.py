@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ class Rope(IndexEncoding):
         parameters = dict(config.rope_parameters)
         theta = parameters["rope_theta"]
         check_number("RoPE's theta", theta, 1, 1e12, above=True)
-        cls._validate_scaling(parameters)
+        cls._validate_scaling(parameters, config.head_dim // 2)
         if "partial_rotary_factor" in parameters and parameters["partial_rotary_factor"] != 1:
             raise ValueError(
                 "RoPE here rotates all channels of a head; partial_rotary_factor is not supported."
@@ -119,7 +119,7 @@ class Rope(IndexEncoding):
         cls._validate_unit(parameters, on_tokens=counts_tokens(config, options))
 
     @staticmethod
-    def _validate_scaling(parameters: dict[str, Any]) -> None:
+    def _validate_scaling(parameters: dict[str, Any], pairs: int) -> None:
         rope_type = choose(
             "rope_type", {name: name for name in ("default", *ROPE_INIT_FUNCTIONS)}, parameters["rope_type"]
         )
@@ -128,6 +128,22 @@ class Rope(IndexEncoding):
             isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < math.inf
         ):
             raise ValueError(f"The rope_type {rope_type!r} needs a factor, at least 1; got {factor!r}.")
+        if "attention_factor" in parameters and parameters["attention_factor"] is not None:
+            check_number("attention_factor", parameters["attention_factor"], 0, above=True)
+        if rope_type == "llama3":
+            low, high = (parameters.get(f"{name}_freq_factor") for name in ("low", "high"))
+            check_number("low_freq_factor", low, 0, above=True)
+            check_number("high_freq_factor", high, cast("float", low), above=True)
+        if rope_type == "longrope":
+            for name in ("short_factor", "long_factor"):
+                given = parameters.get(name)
+                if not isinstance(given, list) or len(given) != pairs:
+                    raise ValueError(
+                        f"{name} of longrope is a list of {pairs} numbers, one for each pair of channels; "
+                        f"got {given!r}."
+                    )
+                for number in given:
+                    check_number(f"Each {name}", number, 0, above=True)
 
     @staticmethod
     def _validate_unit(parameters: dict[str, Any], *, on_tokens: bool) -> None:

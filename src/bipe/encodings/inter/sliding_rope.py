@@ -23,10 +23,12 @@ class WindowBias(CurveBias, DecayingBias):
         self.window, self.heads = window, heads
 
     def numbers(self) -> tuple[Tensor, ...]:
-        return (torch.full((self.heads,), float(self.window), device=self.key_index.device),)
+        return (
+            torch.full((self.heads,), float(self.window), dtype=torch.float32, device=self.key_index.device),
+        )
 
     def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
-        return NOTHING * (distance >= numbers[0])
+        return NOTHING * (distance >= numbers[0]).float()
 
     def reach(self, nats: float | Tensor) -> Tensor:
         return torch.zeros_like(torch.as_tensor(nats), dtype=torch.float32) + self.numbers()[0] - 1

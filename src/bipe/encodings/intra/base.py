@@ -34,6 +34,11 @@ class IntraEncoding(nn.Module, ABC):
             return trained if self.max_offset is None else self.max_offset - 1
         return min(trained, self.max_offset - 1)
 
+    @property
+    def cacheable(self) -> bool:
+        """Whether a token's vector is the same in every call, so that keys made from it may be kept."""
+        return True
+
     def clamp(self, offset: Tensor) -> Tensor:
         """Offsets, int64, with `longest_offset` in place of longer ones."""
         limit = self.longest_offset

@@ -21,6 +21,10 @@ class Randomized(Learned):
     def longest_offset(self) -> int | None:
         return self.embedding.num_embeddings - 1
 
+    @property
+    def cacheable(self) -> bool:
+        return not self.training
+
     def forward(self, positions: Positions, dtype: torch.dtype) -> Tensor:
         offset = positions.offset
         if self.training:

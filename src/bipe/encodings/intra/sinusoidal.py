@@ -19,7 +19,7 @@ class Sinusoidal(IntraEncoding):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.scale = nn.Parameter(torch.tensor(config.initializer_range))
+        self.scale = nn.Parameter(torch.tensor([config.initializer_range]))
 
     def forward(self, positions: Positions, dtype: torch.dtype) -> Tensor:
         width = self.config.hidden_size
