@@ -9,7 +9,9 @@ import pytest
 from bipe_cli.main import app, run
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted(path.relative_to(DOCS) for path in DOCS.rglob("*.md") if "dev" not in path.parts)
+PAGES = sorted(
+    path for path in (found.relative_to(DOCS) for found in DOCS.rglob("*.md")) if path.parts[0] != "dev"
+)
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 PROMISE = re.compile(r"^print\(.*\)  # (.*)$", flags=re.MULTILINE)
 WITH_CODE = [page for page in PAGES if BLOCK.search((DOCS / page).read_text(encoding="utf-8"))]

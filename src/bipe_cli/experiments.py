@@ -190,7 +190,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "extrapolation": Experiment(
         title="Language modelling beyond the trained length",
         claim="On PG19, trained on 1,024 tokens: RoPE 158, ALiBi 28.6, BiPE-ALiBi 25.2 at the longest length "
-        "(as a later note reports).",
+        "(as a later note reports; another's run has 144 for RoPE).",
         lanes=lambda setup: [[setup.compare("comparisons/extrapolation.yaml", "extrapolation")]],
         paper=(
             *_train_all(PAPER_SCHEMES),

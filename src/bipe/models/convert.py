@@ -93,7 +93,8 @@ def convert(
         rule: what ends a segment in a retrofitted model; see `segmenter_of`.
         end_token_ids: these ids instead of a rule.
         max_offset: rows of a new table of offsets.
-        tokens_per_segment: for the scheme `bipe-alibi-auto`, the mean over the text that it is for.
+        tokens_per_segment: for schemes whose scale is `auto`, such as `bipe-alibi-auto`, the mean over the
+            text that it is for.
         standalone: also write the model's code, with which `trust_remote_code=True` loads the folder where
             this package is not installed; see `write_standalone`.
 

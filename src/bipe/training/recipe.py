@@ -245,8 +245,8 @@ class Recipe(Settings):
     start: str | None = None
     """Folder of a model to go on from, as `bipe convert` writes it, with its scheme, sizes and tokenizer."""
     rule: str = "paper"
-    """The rule by which tokens end a segment: paper, sentence, line or released; of arithmetic equals, which
-    is its default."""
+    """The rule by which tokens end a segment, such as paper, sentence, line or sentence/paragraph; of
+    arithmetic equals, which is its default."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides initial weights, data order and dropout."""
     data: DataSettings
