@@ -12,6 +12,9 @@ from bipe.training.material import Text
 from .corpus import Corpus
 from .settings import Comparison
 
+FEW_DOCUMENTS = 20
+"""Below that an interval over windows says little of documents that are not there."""
+
 BEGINNING = 256
 """Tokens by which a document of the test text is known again in the training text."""
 
@@ -91,8 +94,12 @@ def _notes(settings: Comparison, corpus: Corpus) -> list[str]:
         heads = settings.model_of(name).num_attention_heads
         if settings.arm(name).scheme == "bipe-alibi" and settings.model_of(name).inter is None and heads < 8:
             notes.append(f"{name} has scale 96 on {heads} heads; the paper's slopes need at least 8 heads.")
-    if sum(len(document) >= settings.lengths[-1] for document in corpus.test) == 1:
-        notes.append("All windows come from one test document: the intervals say nothing about other texts.")
+    long_enough = sum(len(document) >= settings.lengths[-1] for document in corpus.test)
+    if 0 < long_enough < FEW_DOCUMENTS:
+        notes.append(
+            f"All windows with {settings.lengths[-1]:,} tokens come from {long_enough} test "
+            f"document{'' if long_enough == 1 else 's'}: the intervals are of such text, not of other texts."
+        )
     if isinstance(corpus.material, Text):
         begun = {tuple(document[:BEGINNING].tolist()) for document in corpus.material.documents}
         known = sum(tuple(document[:BEGINNING].tolist()) in begun for document in corpus.test)
