@@ -59,6 +59,13 @@ def evaluate(
             help="Of length-curve, under torchrun: the processes read each window together.",
         ),
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of length-curve: another model with the same tokenizer; prints by how much log perplexity "
+            "differs on the same windows, --model minus this one."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each score as a JSON object.")] = False,
 ) -> None:
     """Measure a trained model on a task; under torchrun, processes share the work (but harness's)."""
@@ -79,6 +86,7 @@ def evaluate(
         ("--tasks", tasks, ("harness",)),
         ("--include", include, ("harness",)),
         ("--sequence-parallel", sequence_parallel or None, ("length-curve",)),
+        ("--against", against, ("length-curve",)),
     )
     for option, given, of in only:
         if given is not None and task not in of:
@@ -95,12 +103,14 @@ def evaluate(
         named,
         include,
         sequence_parallel,
+        against,
     )
     found = measure(load_checkpoint(model), options)
+    width = max((len(score.metric) for score in found), default=0) if against else 18
     for score in found if is_first() else ():
         if as_json:
             typer.echo(json.dumps(score.to_dict(), allow_nan=False))
         else:
             interval = f"[{score.low:.3f}, {score.high:.3f}]"
             of = f"{score.protocol} " if task in ("harness", "scrolls") else ""  # one of several tasks
-            typer.echo(f"{score.length:>8} {of + score.metric:<18} {score.value:10.3f}  {interval}")
+            typer.echo(f"{score.length:>8} {of + score.metric:<{width}} {score.value:10.3f}  {interval}")

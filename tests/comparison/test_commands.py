@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import bipe
 from bipe.comparison.corpus import load_corpus
+from bipe.data import train_tokenizer
 from bipe.models.checkpoint import load_checkpoint
 from bipe.report import read_records
 from bipe.segmentation import segmenter_of
@@ -42,6 +43,39 @@ def test_evaluate_prints_the_scores_of_the_library(trained, texts, capsys):
     ids = checkpoint.tokenizer((texts / "test.txt").read_text(), return_tensors="pt").input_ids
     expected = bipe.length_curve(checkpoint.model, [ids[0]], [16, 64], max_windows=20)
     assert found == {row.length: row.value for row in expected if row.metric == "perplexity"}
+
+
+@few_windows
+@pytest.mark.parametrize("protocol", ["same_targets", "blocks"])
+def test_evaluate_compares_on_the_same_windows(finished, texts, capsys, protocol):
+    """As the comparison that the models come from."""
+    one, two = (str(finished[0] / "runs" / f"{name}-0") for name in ("rope", "bipe-rope"))
+    command = ["evaluate", "length-curve", "--model", one, "--data", str(texts / "test.txt"), "--json"]
+    options = ["--protocol", protocol, "--lengths", "16,32,64", "--max-windows", "40"]
+    assert run(app, [*command, *options]) == 0
+    alone = capsys.readouterr().out
+    assert run(app, [*command, *options, "--against", two]) == 0
+    both = capsys.readouterr().out
+    assert both.startswith(alone)
+    keys = ("length", "value", "low", "high", "windows")
+    found = [json.loads(line) for line in both.removeprefix(alone).splitlines()]
+    expected = [
+        {"metric": f"{row['metric']}_difference"} | {key: row[key] for key in keys}
+        for row in read_records(finished[0] / "differences.jsonl")
+        if (row["first"], row["second"], row["protocol"]) == ("rope", "bipe-rope", protocol)
+    ]
+    assert expected and [{key: row[key] for key in ("metric", *keys)} for row in found] == expected
+    assert {(row["scheme"], row["seed"], row["steps"], row["protocol"]) for row in found} == {
+        ("rope", 0, 4, protocol)
+    }
+
+
+def test_evaluate_compares_no_other_tokens(trained, texts, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "other")
+    train_tokenizer(["Other words."], 280).save_pretrained(tmp_path / "other")
+    command = ["evaluate", "length-curve", "--model", str(trained), "--data", str(texts / "test.txt")]
+    assert run(app, [*command, "--against", str(tmp_path / "other")]) == 2
+    assert "has another tokenizer than" in capsys.readouterr().err
 
 
 @few_windows

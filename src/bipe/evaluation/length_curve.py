@@ -184,6 +184,33 @@ def paired_differences(first: Curve, second: Curve, base_length: int) -> list[di
     return rows
 
 
+def difference_scores(first: Curve, second: Curve, run: Run, protocol: str, parameters: int) -> list[Score]:
+    """The rows of `paired_differences` from the shortest length on, as scores of the first model.
+
+    Metrics are `log_perplexity_difference` and `log_perplexity_growth_difference`, first minus second.
+    """
+    return [
+        Score(
+            scheme=run.scheme,
+            seed=run.seed,
+            task=TASK,
+            protocol=protocol,
+            length=int(row["length"]),
+            metric=f"{row['metric']}_difference",
+            value=float(row["value"]),
+            low=float(row["low"]),
+            high=float(row["high"]),
+            tokens=int(first[int(row["length"])].tokens.sum()),
+            windows=int(row["windows"]),
+            tokens_per_segment=None,
+            offsets_beyond_trained=None,
+            steps=run.steps,
+            parameters=parameters,
+        )
+        for row in paired_differences(first, second, min(first))
+    ]
+
+
 def perplexity_by_place(losses: WindowLosses) -> list[tuple[int, float]]:
     """Perplexity of the tokens that have about so much text before them, of windows scored from the start.
 

@@ -11,14 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from bipe.data import encode, load_documents, token_bytes
 from bipe.data.scrolls import read_scrolls
-from bipe.models.checkpoint import Checkpoint
+from bipe.models.checkpoint import Checkpoint, load_checkpoint
 from bipe.processes import is_first
 from bipe.segmentation.rules import RULES
 
 from .arithmetic import score_arithmetic, trained_operators
 from .base import Run, Score
 from .harness import score_harness
-from .length_curve import length_curve, scheme_name
+from .length_curve import difference_scores, scheme_name, scores
+from .losses import window_losses
 from .passkey import score_passkey
 from .scrolls import predict, score_scrolls, write_predictions
 from .windows import ENOUGH_WINDOWS
@@ -42,6 +43,8 @@ class TaskOptions:
         tasks: names of the harness's tasks.
         include: a folder with further tasks for the harness.
         sequence_parallel: of a length curve, whether the processes of torchrun read each window together.
+        against: of a length curve, the folder of another model with the same tokenizer, to be compared with
+            on the same windows.
         documents: such text as ids already, each `(n,)` int64, in place of `data`.
         lengths: context lengths in tokens, empty for 1, 2, 4, 8 and 16 times the training length; of
             arithmetic, numbers of operations, empty for the trained one.
@@ -59,6 +62,7 @@ class TaskOptions:
     tasks: Sequence[str] = ()
     include: Path | None = None
     sequence_parallel: bool = False
+    against: Path | None = None
     documents: Sequence[Tensor] = ()
 
     def texts(self, checkpoint: Checkpoint, what: str) -> Sequence[Tensor]:
@@ -80,23 +84,32 @@ def separators_of(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def measure_length_curve(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]:
-    """Perplexity of a checkpoint at growing context lengths.
+    """Perplexity of a checkpoint at growing context lengths, and how it differs from another's.
 
     Raises:
-        ValueError: there is no text, or a length does not fit in it.
+        ValueError: there is no text, a length does not fit in it, or the other has another tokenizer.
     """
-    documents = options.texts(checkpoint, "A length curve")
-    return length_curve(
-        checkpoint.model,
-        documents,
-        options.lengths or _multiples(checkpoint),
-        options.protocol,
-        token_bytes(checkpoint.tokenizer),
-        run=_run_of(checkpoint),
+    tokenizer = checkpoint.tokenizer
+    curve_of = partial(
+        window_losses,
+        documents=options.texts(checkpoint, "A length curve"),
+        lengths=options.lengths or _multiples(checkpoint),
+        protocol=options.protocol,
+        token_bytes=token_bytes(tokenizer),
         max_windows=options.max_windows or ENOUGH_WINDOWS,
-        separators=separators_of(checkpoint.tokenizer) if options.protocol == "without_separators" else (),
+        separators=separators_of(tokenizer) if options.protocol == "without_separators" else (),
         sequence_parallel=options.sequence_parallel,
     )
+    other = None if options.against is None else load_checkpoint(options.against)
+    if other is not None and other.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"Only losses of the same tokens can be compared, and {options.against} has another tokenizer "
+            f"than {checkpoint.directory}."
+        )
+    about = (_run_of(checkpoint), options.protocol, checkpoint.model.num_parameters())
+    curve = curve_of(checkpoint.model)
+    found = scores(curve, *about)
+    return found if other is None else found + difference_scores(curve, curve_of(other.model), *about)
 
 
 def measure_arithmetic(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]:
