@@ -114,6 +114,16 @@ def test_the_report_and_the_environment_lie_in_the_folder(finished):
 
 
 @few_windows
+def test_runs_of_another_release_are_told_of(finished, texts, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "runs" / "rope-0" / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch": "1.0"}))
+    compare(settings(texts), tmp_path / "run", say=lambda line: None)
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "Some runs were made with another torch: 1.0." in summary and "another device" not in summary
+
+
+@few_windows
 def test_a_finished_comparison_is_not_trained_again_and_more_may_follow(
     finished, texts, tmp_path, monkeypatch
 ):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bipe.plain import read_json
 from bipe.segmentation import segmenter_of
 from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
 from bipe.training.environment import describe_environment
@@ -55,7 +56,7 @@ def describe(settings: Comparison, corpus: Corpus, rates: dict[str, float], out:
         "tokens_per_segment": mean_tokens_per_segment(corpus.material.documents, segmenter, length),
         "model": settings.model.model_dump(exclude_none=True),
         "command": environment["command"],
-        "notes": _notes(settings, corpus),
+        "notes": [*_notes(settings, corpus), *_other_makers(environment, out)],
     }
     (out / "settings.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     (out / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
@@ -86,6 +87,19 @@ def _data(settings: Comparison, corpus: Corpus) -> dict[str, Any]:
         **{f"{part}_tokens": sum(map(len, documents)) for part, documents in parts.items()},
         **{f"{part}_documents": len(parts[part]) for part in ("train", "test")},
     }
+
+
+def _other_makers(environment: dict[str, Any], out: Path) -> list[str]:
+    """What runs that are there already were made with, where that is not what is at work now."""
+    notes = []
+    for name in ("commit", "torch", "transformers", "device"):
+        found = {
+            read_json(path.read_text(encoding="utf-8")).get(name)
+            for path in out.glob("runs/*/environment.json")
+        }
+        if others := sorted(map(str, found - {environment[name], None})):
+            notes.append(f"Some runs were made with another {name}: {', '.join(others)}.")
+    return notes
 
 
 def _notes(settings: Comparison, corpus: Corpus) -> list[str]:
