@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bipe.plain import read_json
 from bipe.segmentation import segmenter_of
 from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
 from bipe.training.environment import describe_environment
 from bipe.training.material import Text
+from bipe.training.run_folder import read_json
 
 from .corpus import Corpus
 from .settings import Comparison
@@ -93,10 +93,7 @@ def _other_makers(environment: dict[str, Any], out: Path) -> list[str]:
     """What runs that are there already were made with, where that is not what is at work now."""
     notes = []
     for name in ("commit", "torch", "transformers", "device"):
-        found = {
-            read_json(path.read_text(encoding="utf-8")).get(name)
-            for path in out.glob("runs/*/environment.json")
-        }
+        found = {read_json(path).get(name) for path in out.glob("runs/*/environment.json")}
         if others := sorted(map(str, found - {environment[name], None})):
             notes.append(f"Some runs were made with another {name}: {', '.join(others)}.")
     return notes
