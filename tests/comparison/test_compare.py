@@ -337,7 +337,7 @@ def test_text_that_is_trained_and_tested_on_is_told_of(texts, tmp_path):
     both = chosen.model_copy(update={"test": [str(texts / "train"), str(texts / "test.txt")]})
     compare(both, tmp_path / "run", say=lambda line: None)
     summary = (tmp_path / "run" / "summary.md").read_text()
-    assert "3 of 4 test documents begin as documents of the training text." in summary
+    assert "3 of 4 test documents are in the training text too." in summary
 
 
 @pytest.mark.parametrize(

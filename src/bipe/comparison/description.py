@@ -1,8 +1,12 @@
 """What the report of a comparison says of its settings, its environment and its segments."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from bipe.segmentation import segmenter_of
 from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
@@ -17,7 +21,7 @@ FEW_DOCUMENTS = 20
 """Below that an interval over windows says little of documents that are not there."""
 
 BEGINNING = 256
-"""Tokens by which a document of the test text is known again in the training text."""
+"""Tokens by which a document of the test text is looked up in the training text."""
 
 
 def describe(settings: Comparison, corpus: Corpus, rates: dict[str, float], out: Path) -> None:
@@ -111,11 +115,15 @@ def _notes(settings: Comparison, corpus: Corpus) -> list[str]:
             f"All windows with {settings.lengths[-1]:,} tokens come from {long_enough} test "
             f"document{'' if long_enough == 1 else 's'}: the intervals are of such text, not of other texts."
         )
-    if isinstance(corpus.material, Text):
-        begun = {tuple(document[:BEGINNING].tolist()) for document in corpus.material.documents}
-        known = sum(tuple(document[:BEGINNING].tolist()) in begun for document in corpus.test)
-        if known:
-            notes.append(
-                f"{known} of {len(corpus.test)} test documents begin as documents of the training text."
-            )
+    if isinstance(corpus.material, Text) and (known := _known(corpus.test, corpus.material.documents)):
+        notes.append(f"{known} of {len(corpus.test)} test documents are in the training text too.")
     return notes
+
+
+def _known(test: Sequence[Tensor], train: Sequence[Tensor]) -> int:
+    """How many test documents go on as a training document does, whose end may be held out for validation."""
+    by_beginning: dict[tuple[int, ...], list[Tensor]] = {}
+    for document in train:
+        by_beginning.setdefault(tuple(document[:BEGINNING].tolist()), []).append(document)
+    alike = ((document, by_beginning.get(tuple(document[:BEGINNING].tolist()), ())) for document in test)
+    return sum(any(torch.equal(document[: len(one)], one) for one in some) for document, some in alike)
