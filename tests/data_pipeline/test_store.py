@@ -101,6 +101,14 @@ def test_a_full_store_outlives_its_text(source: str, tmp_path: Path) -> None:
     assert store.is_finished and len(store.blocks(16)) > 20
 
 
+def test_text_that_comes_later_is_read_then(tmp_path: Path) -> None:
+    later = tmp_path / "later.txt"
+    with pytest.raises(ValueError, match="No file or folder matches"):
+        TokenStore(tmp_path / "store", [str(later)], TOKENIZER).fill()
+    later.write_text("Some text. Another sentence.", encoding="utf-8")
+    TokenStore(tmp_path / "store", [str(later)], TOKENIZER).fill()
+
+
 @pytest.mark.filterwarnings("ignore:2 documents are empty")
 def test_what_is_not_this_text_is_refused(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

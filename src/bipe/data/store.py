@@ -119,6 +119,8 @@ class TokenStore:
         discard_drafts(self.folder)
         if record["finished"]:
             return
+        for source in self.identity["sources"]:
+            file_sizes(source)  # or the folder would be that of files that are not there
         write_whole(self.folder / RECORD, json.dumps(record))  # so that the files are known to be ours
         entries = _entries(self.identity["sources"], self.identity["limit"])
         for _ in islice(entries, record["read"]):
