@@ -240,9 +240,9 @@ def test_an_unknown_implementation_is_refused_with_the_choices(
 def test_an_implementation_that_cannot_honour_the_scheme_is_refused(
     make_model: ModelMaker, scheme: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"decaying bias.*Choose one of: eager, sdpa"):
+    with pytest.raises(ValueError, match=r"decaying bias.*Choose one of: eager, (flex, )?sdpa"):
         make_model(scheme, attn_implementation="segment_local")
-    with pytest.raises(ValueError, match=r"decaying bias.*Choose one of: eager, sdpa"):
+    with pytest.raises(ValueError, match=r"decaying bias.*Choose one of: eager, (flex, )?sdpa"):
         make_model(scheme).set_attn_implementation("segment_local")
 
 

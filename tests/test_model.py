@@ -623,3 +623,30 @@ def test_positions_of_another_kind_or_shape_are_refused(make_model: ModelMaker) 
     for wrong in (tuple(positions), positions._replace(segment=positions.segment[:, :5])):
         with pytest.raises(ValueError, match="positions"):
             model(ids, positions=cast("Any", wrong))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
+            "original_max_segments",
+        ),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, "RoPE's theta must be"),
+        ({"segmenter": {"type": "token_set", "end_token_ids": [99]}}, "end token 99 is outside"),
+    ],
+)
+def test_settings_changed_while_loading_are_checked(
+    make_model: ModelMaker, tmp_path: Path, changed: dict[str, Any], expected: str
+) -> None:
+    make_model("bipe-rope").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=expected):
+        BipeForCausalLM.from_pretrained(tmp_path, **changed)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 1, 5)])
+def test_ids_that_are_no_batch_are_refused(make_model: ModelMaker, shape: tuple[int, ...]) -> None:
+    ids = torch.ones(shape, dtype=torch.long)
+    for ask in (make_model("bipe-rope"), make_model("bipe-rope").positions):
+        with pytest.raises(ValueError, match=r"input_ids must have the shape \(batch, tokens\)"):
+            ask(ids)

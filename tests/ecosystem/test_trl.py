@@ -55,3 +55,14 @@ def test_a_step_of_supervised_fine_tuning(folder: Path, tmp_path: Path, packing:
         for start, stop in pairwise(starts):
             alone = model(ids[:, start:stop]).logits[0]
             torch.testing.assert_close(packed[start:stop], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of trl's own
+def test_a_model_may_be_given_by_its_folder(folder: Path, tmp_path: Path) -> None:
+    settings = trl.SFTConfig(
+        output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, save_strategy="no", bf16=False
+    )
+    trainer = trl.SFTTrainer(
+        model=str(folder), args=settings, train_dataset=Dataset.from_dict({"text": SENTENCES * 4})
+    )
+    assert 0 < trainer.train().training_loss < 20

@@ -79,6 +79,25 @@ def test_training_learns_what_a_count_of_tokens_cannot(fit, make_config, blocks)
     )
 
 
+def test_tied_weights_stay_tied_and_decay_once(fit, make_config, monkeypatch):
+    groups = []
+    created = BlockTrainer.create_optimizer
+
+    def create_optimizer(self, *args):
+        optimizer = created(self, *args)
+        groups.append([len(group["params"]) for group in optimizer.param_groups])
+        return optimizer
+
+    monkeypatch.setattr(BlockTrainer, "create_optimizer", create_optimizer)
+    untied = fit("untied", config=make_config())
+    tied = fit("tied", config=make_config(tie_word_embeddings=True))
+    assert tied.model.lm_head.weight is tied.model.model.embed_tokens.weight
+    assert tied.history[-1]["validation_loss"] < tied.history[0]["loss"]
+    (decayed, others), (decayed_tied, others_tied) = groups
+    assert (decayed_tied, others_tied) == (decayed - 1, others)
+    assert untied.model.lm_head.weight is not untied.model.model.embed_tokens.weight
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(fit):
     first, again, other = fit("first"), fit("again"), fit("other", seed=8)
     assert_same_weights(first.model, again.model)

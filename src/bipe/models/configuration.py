@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -77,6 +77,7 @@ class BipeConfig(LlamaConfig):
     """
 
     model_type = "bipe"
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL reads it of every config
 
     segmenter: dict | None = None
     """What ends a segment, a key of `SEGMENTERS` with its options: `{"type": "token_set", "end_token_ids":
@@ -152,6 +153,15 @@ class BipeConfig(LlamaConfig):
             raise ValueError(
                 f"max_trained_offset must be a whole number, at least 0, or None; got {limit!r}."
             )
+
+    def check(self) -> None:
+        """Check all values anew: transformers changes a config's attributes after it was made.
+
+        Raises:
+            ValueError: as the class.
+        """
+        self._validate_sizes()
+        self.validate_encodings()
 
     def validate_encodings(self) -> None:
         """Check the contents of `segmenter`, `intra` and `inter`.

@@ -91,14 +91,31 @@ def targets_of(labels: Tensor, attention_mask: Tensor | None, document_ids: Tens
     return labels.masked_fill(document_starts(real, document_ids), -100)
 
 
+def counted_for_scored(labels: Tensor, targets: Tensor) -> Tensor:
+    """How many labels there are for each that is scored; 1 where none is.
+
+    transformers' Trainer divides by its own count of the labels, in which the first token of each document
+    is one more.
+    """
+    counted, scored = ((ids[:, 1:] != -100).sum() for ids in (labels, targets))
+    return torch.where(scored > 0, counted / scored.clamp(min=1), 1.0)
+
+
 def check_ids(input_ids: Tensor, vocab_size: int) -> None:
-    """Refuse ids outside the vocabulary, where looking at them costs no waiting."""
+    """Refuse ids that are no batch, or outside the vocabulary where looking at them costs no waiting."""
+    check_rank(input_ids)
     # On an accelerator the comparison would wait for the device; there torch's own assertion fires.
     if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or input_ids.numel() == 0:
         return
     low, high = int(input_ids.min()), int(input_ids.max())
     if low < 0 or high >= vocab_size:
         raise ValueError(f"Token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}.")
+
+
+def check_rank(input_ids: Tensor) -> None:
+    """Refuse ids that are no batch of texts."""
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids must have the shape (batch, tokens); got {tuple(input_ids.shape)}.")
 
 
 def check_shape(name: str, tensor: Tensor | None, rows: int, columns: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -19,7 +20,7 @@ from bipe.encodings.inter.base import InterEncoding
 from bipe.encodings.intra import INTRA_ENCODINGS
 from bipe.encodings.intra.base import IntraEncoding
 from bipe.positions import Positions, document_starts
-from bipe.registry import choose, split_spec
+from bipe.registry import split_spec
 from bipe.segmentation import build_segmenter
 
 from .bounded_cache import BoundedCache
@@ -28,7 +29,9 @@ from .configuration import BipeConfig
 from .inputs import (
     asked_for,
     check_ids,
+    check_rank,
     check_shape,
+    counted_for_scored,
     key_columns,
     packed_documents,
     pad_columns,
@@ -39,6 +42,9 @@ from .inputs import (
 )
 from .layers import BipeAttention, BipeDecoderLayer
 from .reach import Reach, reach_bound, reach_on_text
+
+# Trainer shifts labels for the names in here alone, where it smooths them.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[BipeConfig.model_type] = "BipeForCausalLM"
 
 
 class BipePreTrainedModel(LlamaPreTrainedModel):
@@ -71,18 +77,22 @@ class BipePreTrainedModel(LlamaPreTrainedModel):
         """
         inter, _ = split_spec("inter encoding", INTER_ENCODINGS, self.config.inter)
         requested = requested_attention or ("segment_local" if inter.decays else "sdpa")
-        choose("attention implementation", ATTENTIONS, requested)
         name = (self.config.inter or {})["type"]
-        if requested == "segment_local" and not inter.decays:
-            raise ValueError(
+        unfit: dict[str, str] = {}
+        if not inter.decays:
+            unfit["segment_local"] = (
                 "segment_local leaves out keys that a decaying bias has pushed far down, and the inter "
-                f"encoding {name!r} has none. Choose one of: eager, sdpa."
+                f"encoding {name!r} has none."
             )
-        if requested == "flex" and inter.reads_content:
-            raise ValueError(
+        if inter.reads_content:
+            unfit["flex"] = (
                 "FlexAttention's score function sees no queries and keys, which the inter encoding "
-                f"{name!r} reads. Choose one of: eager, sdpa."
+                f"{name!r} reads."
             )
+        fit = [known for known in ATTENTIONS if known not in unfit]
+        if requested not in fit:
+            reason = unfit.get(requested, f"Unknown attention implementation {requested!r}.")
+            raise ValueError(f"{reason} Choose one of: {', '.join(sorted(fit))}.")
         return requested
 
 
@@ -90,6 +100,7 @@ class BipeModel(BipePreTrainedModel):
     """The decoder without its head."""
 
     def __init__(self, config: BipeConfig) -> None:
+        config.check()
         super().__init__(config)
         self.segmenter = build_segmenter(config.segmenter or {})
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -128,6 +139,7 @@ class BipeModel(BipePreTrainedModel):
 
         Where there are no `document_ids`, `borders` counts this call's documents on from the last before it.
         """
+        check_rank(input_ids)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if document_ids is None:
             document_ids = torch.zeros_like(input_ids) if borders is None else borders
@@ -410,10 +422,12 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
             elif document_ids is None:
                 shape = shape_of(input_ids, inputs_embeds)
                 document_ids = packed_documents(position_ids, attention_mask, shape, 0)
-            labels = targets_of(labels, attention_mask, document_ids)
+            targets = targets_of(labels, attention_mask, document_ids)
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+                logits=logits, labels=targets, vocab_size=self.config.vocab_size, **kwargs
             )
+            if kwargs.get("num_items_in_batch") is not None and kwargs.get("shift_labels") is None:
+                loss = loss * counted_for_scored(labels, targets)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -100,7 +100,8 @@ class BlockTrainer(Trainer):
 
         What an encoding learns beside these, such as logarithms of slopes, is no less at zero.
         """
-        parameters = dict(model.named_parameters())
+        # Both names of a tied weight: transformers lists the second one too.
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         names = super().get_decay_parameter_names(cast(Any, model))
         return [name for name in names if name.endswith("weight") and parameters[name].dim() > 1]
 

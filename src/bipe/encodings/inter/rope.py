@@ -109,7 +109,7 @@ class Rope(IndexEncoding):
                 f"RoPE rotates pairs of channels, so head_dim must be even; got {config.head_dim}."
             )
         parameters = dict(config.rope_parameters)
-        theta = parameters["rope_theta"]
+        theta = parameters.get("rope_theta")
         check_number("RoPE's theta", theta, 1, 1e12, above=True)
         cls._validate_scaling(parameters, config.head_dim // 2)
         if "partial_rotary_factor" in parameters and parameters["partial_rotary_factor"] != 1:
