@@ -1,3 +1,4 @@
+import re
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from bipe.report.plots import (
     place_figure,
     scheme_panels_figure,
     segment_histogram_figure,
+    task_figure,
     width_figure,
 )
 from bipe.report.rendering import figure_png, figure_svg
@@ -54,6 +56,22 @@ def test_each_seed_has_its_line_and_its_truncation_line(shape: Shape):
     assert lines(axes, colour) == [[60.0, 70.0], [61.0, 72.0]]
     assert lines(axes, colour, dashed=True) == [[60.0, 60.0], [61.0, 61.0]]
     assert len(axes.collections) == 4  # a band and the bars of each seed
+
+
+def test_a_band_holds_each_interval_from_end_to_end():
+    band, _ = length_curve_figure(curve("rope", [60.0, 70.0]), "blocks", 128).axes[0].collections
+    corners = band.get_paths()[0].vertices.tolist()
+    for length, value in ((128, 60.0), (256, 70.0)):
+        heights = [y for x, y in corners if x == length]
+        assert (min(heights), max(heights)) == pytest.approx((0.9 * value, 1.1 * value))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_trained_length_is_marked_and_lengths_are_told_as_its_multiples(shape: Shape):
+    figure = length_curve_figure(curve("rope", [60.0, 70.0, 90.0]), "blocks", 256, shape=shape)
+    upright = [list(line.get_xdata()) for line in figure.axes[0].lines if list(line.get_ydata()) == [0, 1]]
+    assert upright == [[256, 256]]
+    assert re.findall(r"[\d.]+×", texts(figure)) == ["0.5×", "1×", "2×"]
 
 
 @pytest.mark.parametrize(("values", "scale"), [([60.0, 70.0], "linear"), ([60.0, 400.0], "log")])
@@ -105,6 +123,16 @@ def test_convergence_takes_the_last_row_of_a_repeated_step():
 def test_convergence_without_histories_is_an_error():
     with pytest.raises(ValueError, match="No history holds a validation_perplexity"):
         convergence_figure({("rope", 0): [{"step": 1, "loss": 8.0}]})
+
+
+def test_the_chart_of_a_task_shows_no_other():
+    rows = [
+        row | {"task": task, "metric": "accuracy"}
+        for task, values in (("passkey", [0.5, 0.25]), ("multikey", [0.9, 0.8]))
+        for row in curve("rope", values)
+    ]
+    axes = task_figure(rows, "passkey", "accuracy", 128).axes[0]
+    assert lines(axes, scheme_styles(["rope"])["rope"].colour) == [[0.5, 0.25]]
 
 
 def test_a_share_is_drawn_against_the_width():

@@ -10,6 +10,7 @@ from bipe.report.tables import (
     number,
     overview_table,
     score_table,
+    seeds_table,
     segment_table,
     sweep_table,
     verdict,
@@ -58,6 +59,19 @@ def test_every_seed_has_its_own_row(scores: Records):
         assert [(row[0].text, row[1].text) for row in table.rows] == [
             (scheme, seed) for scheme in ("rope", "sinusoidal", "bipe-rope") for seed in ("0", "1")
         ]
+
+
+def test_a_ratio_is_that_of_the_longest_length_to_the_shortest(scores: Records):
+    table = overview_table(scores, "same_targets")
+    assert cells(table, "rope", 0)["ratio"] == Cell("1.43×")  # exp(3 * 0.12)
+
+
+def test_seeds_have_their_mean_between_the_smallest_and_the_largest():
+    common = {"scheme": "rope", "metric": "perplexity", "length": 128}
+    table = seeds_table(
+        [common | {"seed": seed, "value": value} for seed, value in enumerate([1.0, 2.0, 6.0])]
+    )
+    assert table.rows == [[Cell("rope"), Cell("3"), Cell("3.00", "1.00–6.00")]]
 
 
 def test_what_is_not_measured_is_a_dash(scores: Records):
