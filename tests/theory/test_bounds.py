@@ -91,6 +91,17 @@ def test_margins_are_as_large_as_bounded(model: CompiledAutomaton) -> None:
         assert row.longest > 2**17 * len(model.longest_word())
 
 
+@torch.no_grad()
+def test_rounding_takes_from_a_margin_twice_what_a_logit_is_off() -> None:
+    model = compile_binfa(counting(3, *"a.b"), 4, 4)
+    block, first = model.blocks[0], margins(model)[0]
+    assert isinstance(block, Block) and first.layer == 0
+    query, key = (head[0, 0] for head in block.heads(*model.embedded(model.ids(model.longest_word()))))
+    largest = max(float((one * other).abs().sum()) for one in query for other in key)
+    off = query.shape[1] * 2**-24 * largest
+    assert first.rounding == pytest.approx(2 * off)
+
+
 def test_what_is_read_is_as_close_as_bounded() -> None:
     draw, binfa = random.Random(1), counting(3, *"a.b")
     model = compile_binfa(binfa, 9, 9)

@@ -104,14 +104,16 @@ def test_the_command_verifies_and_its_last_line_counts(capsys: pytest.CaptureFix
     assert last["automata"] == 5 and last["positions"] > 100 and last["mismatches"] == 0
 
 
-def test_a_wrong_model_is_told() -> None:
+@pytest.mark.parametrize("wrong", ["two levels", "one level"])
+def test_a_wrong_model_is_told(wrong: str) -> None:
     draw = random.Random(3)
     binfa = random_binfa(draw, 3, 3, density=0.4)
     words = [random_word(draw, 6, 6) for _ in range(5)]
     two, one = compile_binfa(binfa, 6, 6), compile_nfa(binfa.flattened(), 36)
     assert sum(mismatches(binfa, two, one, word) for word in words) == 0
     with torch.no_grad():
-        two.blocks[1].maps[0].weight.neg_()  # what is meant is now what is meant least
+        model = two if wrong == "two levels" else one
+        model.blocks[1].maps[0].weight.neg_()  # what is meant is now what is meant least
     assert sum(mismatches(binfa, two, one, word) for word in words) > 0
 
 
