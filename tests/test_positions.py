@@ -172,6 +172,7 @@ def test_any_step_of_position_ids_but_one_starts_a_document(
     documents = document_ids_from_position_ids(torch.tensor([position_ids]), real)
     expected = torch.tensor([naive_documents(position_ids, mask)])
     assert documents.dtype == torch.int64
+    assert documents[real].tolist() == expected[real].tolist()
     assert_same(bilevel_positions(none_end, documents, real), naive(Batch(none_end, expected, real)))
 
 

@@ -174,6 +174,14 @@ def test_blocks_learn_the_answer_and_the_end(tokenizer: Any, tmp_path: Path) -> 
         ScrollsBlocks(task, [Example("a", "x", ())], tokenizer, 80)
 
 
+def test_an_answer_longer_than_half_a_block_is_cut_and_ends(tokenizer: Any) -> None:
+    answer = "the old house and " * 20
+    item = ScrollsBlocks("qasper", [Example("a", "Who was it? " * 9, (answer,))], tokenizer, 40)[0]
+    learned = item["labels"][item["labels"] != -100].tolist()
+    assert learned == [*tokenizer(answer)["input_ids"][:20], tokenizer.eos_token_id]
+    assert item["labels"].shape == (40,) and item["attention_mask"].all()
+
+
 def test_words_are_compared_without_case_punctuation_and_articles() -> None:
     assert exact_match("The Cat!", "a cat") == 100
     assert exact_match("cats", "cat") == 0

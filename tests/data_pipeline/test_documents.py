@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -257,6 +258,15 @@ class TestSplit:
         documents = [Document(f"chapter{i}.txt", "text") for i in range(80)]
         few, many = split_documents(documents[:40])[1], split_documents(documents)[1]
         assert few == [document for document in many if document in documents[:40]]
+
+    def test_larger_test_set_holds_the_smaller_one(self) -> None:
+        """So what one side gets lest it be empty is what is nearest to it."""
+        documents = [Document(f"chapter{i}.txt", "text") for i in range(40)]
+        fractions = (1e-9, 0.1, 0.3, 0.5, 0.7, 0.9, 1 - 1e-9)
+        tests = [split_documents(documents, fraction)[1] for fraction in fractions]
+        for smaller, larger in pairwise(tests):
+            assert all(document in larger for document in smaller)
+        assert (len(tests[0]), len(tests[-1])) == (1, 39)
 
     def test_single_document_is_cut_at_a_line_break(self) -> None:
         text = "".join(f"line {i}\n" for i in range(100))
