@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,13 @@ def test_effective_context_is_the_longest_length_better_than_its_half(
     assert effective_context(falling_curve(drops)) == expected
 
 
+def test_a_gain_that_may_be_chance_extends_no_context() -> None:
+    gain = noise(256, 1, spread=10.0)
+    gain += 0.5 - gain.mean()  # with a standard error of 10 / 16
+    curve = {8: curve_of(noise(256, 2) + gain), 16: curve_of(noise(256, 2))}
+    assert effective_context(curve) == 8
+
+
 def test_of_a_few_windows_no_effective_context_is_known() -> None:
     assert effective_context(falling_curve({8: 0, 16: 1}, windows=7)) is None
     assert effective_context(falling_curve({8: 0, 16: 1}, windows=8)) == 16
@@ -471,7 +479,8 @@ def test_growth_is_left_out_where_lengths_score_other_tokens(make_model: ModelMa
 
 
 def test_saved_curves_come_back(tmp_path: Path) -> None:
-    curves = {"same_targets": falling_curve({8: 0, 16: 1}), "blocks": falling_curve({8: 0})}
+    by_place = {8: replace(curve_of(noise(9, 0)), by_place=noise(7, 1))}
+    curves = {"same_targets": falling_curve({8: 0, 16: 1}), "blocks": by_place}
     save_curves(tmp_path / "losses.safetensors", curves)
     loaded = load_curves(tmp_path / "losses.safetensors")
     assert {protocol: list(curve) for protocol, curve in loaded.items()} == {
@@ -481,8 +490,8 @@ def test_saved_curves_come_back(tmp_path: Path) -> None:
     for protocol, curve in curves.items():
         for length, losses in curve.items():
             again = loaded[protocol][length]
-            for name in ("nll", "tokens", "bytes", "tokens_per_segment", "offsets_beyond_trained"):
-                np.testing.assert_array_equal(getattr(again, name), getattr(losses, name))
+            for name, value in vars(losses).items():
+                np.testing.assert_array_equal(getattr(again, name), value)
 
 
 @few_windows_are_fine

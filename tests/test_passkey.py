@@ -198,6 +198,41 @@ def test_scores_say_how_often_and_how_sure(ids: torch.Tensor, tokenizer: PreTrai
     assert {(row.task, row.protocol) for row in several} == {("multikey", "1 of 3")}
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
+    """The trials so far; every fourth key is written, and every second one found the likeliest."""
+    trials: list[Trial] = []
+
+    def answered(model: PreTrainedModel, trial: Trial) -> tuple[bool, bool]:
+        trials.append(trial)
+        return len(trials) % 4 == 0, len(trials) % 2 == 0
+
+    monkeypatch.setattr("bipe.evaluation.passkey.answer", answered)
+    return trials
+
+
+@pytest.mark.usefixtures("asked")
+def test_accuracy_is_of_writing_and_choice_accuracy_of_choosing(
+    ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = model_of("rope", tokenizer)
+    rows = score_passkey(model, tokenizer, [ids], [64], keys=1, trials=8, run=Run("rope"))
+    assert {row.metric: row.value for row in rows} == {"accuracy": 0.25, "choice_accuracy": 0.5}
+
+
+def test_lengths_share_the_keys_of_a_trial_and_the_end_of_its_text(
+    asked: list[Trial], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model, text = model_of("rope", tokenizer), torch.arange(320)  # a token says its place
+    score_passkey(model, tokenizer, [text], [128, 64], keys=1, trials=3, run=Run("rope"))
+    short, long = asked[:3], asked[3:]
+    assert [len(trial.prompt) for trial in asked] == [64] * 3 + [128] * 3
+    assert [trial.choices for trial in short] == [trial.choices for trial in long]
+    question = len(tokenizer("\nThe pass key is")["input_ids"])
+    for trials in (short, long):  # from the first end of a long text to the last, evenly
+        assert [int(trial.prompt[-question - 1]) for trial in trials] == [127, 223, 319]
+
+
 def test_what_has_no_room_is_refused(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
     model = model_of("rope", tokenizer)
     with pytest.raises(ValueError, match=r"Telling and asking for 4 keys takes .* got 40"):
