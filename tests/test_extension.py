@@ -146,11 +146,15 @@ def test_alibi_fades_by_a_factor_more_slowly(scheme: str, learned: bool) -> None
         "bipe3-alibi": {"type": "alibi_levels", "scale": 5.0},
         "alibi": {"type": "alibi", "scale": 1.0},
     }[scheme]
-    config = bipe(scheme, inter={**kind, "learned": learned})
+    levels = [{"type": "token_set", "end_token_ids": [3, 4]}, {"type": "fixed_length", "n": 20}]
+    segmenter = {"segmenter": {"type": "levels", "segmenters": levels}} if scheme == "bipe3-alibi" else {}
+    config = bipe(scheme, inter={**kind, "learned": learned}, **segmenter)
     longer = extension_of(config, "linear", 4.0).config
     models = [BipeForCausalLM(each).eval() for each in (config, longer)]
     ids = torch.randint(0, 40, (1, 60), generator=torch.Generator().manual_seed(0))
     positions = models[0].positions(ids)
+    if scheme == "bipe3-alibi":
+        assert positions.outer.max() == 2
     before, after = (
         model.model.inter(positions, positions, torch.float32).bias.block(slice(0, 60), slice(0, 60))
         for model in models
@@ -194,6 +198,18 @@ def test_what_was_done_is_recorded_and_kept_with_the_weights(tmp_path) -> None:
     assert all(torch.equal(part, loaded.state_dict()[name]) for name, part in model.state_dict().items())
     with pytest.raises(ValueError, match=r"extended already \(yarn by 4.0\)"):
         extension_of(loaded.config, "linear", 2.0)
+
+
+def test_a_record_tells_other_weights_apart(tmp_path) -> None:
+    records = []
+    for name in ("one", "other"):
+        BipeForCausalLM(bipe()).save_pretrained(tmp_path / name / "trained")
+        for target in ("long", "again"):
+            extension = extend_checkpoint(tmp_path / name / "trained", tmp_path / name / target, "yarn", 4.0)
+            records.append(extension.config.extension)
+    assert records[0] == records[1] and records[2] == records[3]
+    assert records[0]["source"] == records[2]["source"]
+    assert records[0]["weights"] != records[2]["weights"]
 
 
 @pytest.mark.parametrize(

@@ -296,8 +296,9 @@ def test_learned_is_a_look_up_in_the_table() -> None:
     assert torch.equal(added[0], table[[3, 0, 5]])
 
 
-def test_learned_uses_its_last_row_beyond_the_table() -> None:
-    encoding = intra_of({"type": "learned", "max_offset": 6})
+@pytest.mark.parametrize("trained", [None, 5, 90])
+def test_learned_uses_its_last_row_beyond_the_table(trained: int | None) -> None:
+    encoding = intra_of({"type": "learned", "max_offset": 6}, max_trained_offset=trained)
     added = encoding(at_offsets([5, 6, 7, FAR]), torch.float32)
     assert added is not None
     assert torch.equal(added[0], encoding.get_parameter("embedding.weight")[[5, 5, 5, 5]])
@@ -550,6 +551,21 @@ def test_levels_of_alibi_add_up() -> None:
             for scale, index in zip([3.0, 5.0, 0.5], indices, strict=True)
         )
         torch.testing.assert_close(found[:, head], cast("Tensor", expected))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(INTER_ENCODINGS))
+def test_a_reset_brings_every_initial_value_back(name: str) -> None:
+    learned = {"learned": True} if name.startswith("alibi") else {}
+    encoding = inter_of({"type": name, **learned}, segmenter=LEVELS)
+    starts = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        encoding.reset_parameters(STD)
+        starts.append([part.clone() for part in encoding.parameters()])
+        for part in encoding.parameters():
+            part.fill_(7.0)
+    assert all(torch.equal(*pair) for pair in zip(*starts, strict=True))
 
 
 @pytest.mark.parametrize(("several", "one"), [("rope_levels", "rope"), ("alibi_levels", "alibi")])

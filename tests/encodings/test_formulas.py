@@ -540,6 +540,16 @@ def test_strong_xpos_is_read_with_a_cache_as_at_once() -> None:
         torch.testing.assert_close(pieces, model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("segmenter", [TOKENS, SEGMENTS])
+def test_padding_inside_a_text_changes_nothing_of_strong_xpos(segmenter: Spec) -> None:
+    model, ids = make({"type": "xpos", "scale_base": 3}, segmenter), random_ids(300, seed=23)
+    mask = torch.ones_like(ids)
+    mask[:, 70:190] = 0
+    with torch.no_grad():
+        padded = model(ids, attention_mask=mask).logits[mask.bool()]
+        torch.testing.assert_close(padded, model(ids[mask.bool()][None]).logits[0], rtol=1e-4, atol=1e-4)
+
+
 # Biases at any distance
 
 
@@ -639,6 +649,14 @@ def test_learned_parameters_start_as_the_options_say() -> None:
     torch.testing.assert_close(logarithms.exp(), torch.tensor([0.25, 20.0], dtype=torch.float64))
 
 
+def test_a_kernel_starts_spread_over_the_heads() -> None:
+    """From head to head r1 rises and r2 falls."""
+    for kernel, shape in (("log", torch.exp), ("power", lambda raw: 2 * raw.sigmoid())):
+        first, second = BipeForCausalLM(config_of({"type": "kerple", "kernel": kernel})).model.inter.raw
+        torch.testing.assert_close(first.exp(), torch.tensor([0.25, 0.75, 1.25, 1.75]))
+        torch.testing.assert_close(shape(second), torch.tensor([0.875, 0.625, 0.375, 0.125]))
+
+
 # Randomized RoPE
 
 
@@ -734,6 +752,11 @@ def test_randomized_training_draws_each_row_of_each_forward_anew() -> None:
     means = many.diff().double().mean(dim=1)
     assert means.min() < 4 and means.max() > 10
     assert means.max() <= 16 * 1.15  # five standard deviations
+
+
+def test_mean_gaps_of_randomized_training_are_even_in_their_logarithm() -> None:
+    means = stretched({"stretch": 16.0}, torch.full((1000, 1), 2000), training=True)[:, 0] / 2000
+    assert scipy.stats.kstest((means.log() / math.log(16)).tolist(), "uniform").pvalue > 1e-3
 
 
 def test_randomized_training_gives_equal_indices_equal_positions_and_a_seed_repeats_the_output() -> None:
