@@ -405,6 +405,22 @@ def test_autocast_leaves_the_bias_in_float32(tokens: int) -> None:
     assert found[0].equal(found[1])
 
 
+def test_no_two_queries_drop_the_same_weights() -> None:
+    """Values of which each key has its own channel show the weights."""
+    tokens = 128
+    zeros, value = torch.zeros(1, 1, tokens, tokens), torch.eye(tokens)[None, None]
+    mixed, _ = ATTENTIONS["sdpa"](
+        SimpleNamespace(num_key_value_groups=1, training=True),
+        *(zeros, zeros, value),
+        Visible(tokens, tokens),
+        relation=Relation(bias=TableBias(zeros)),
+        scaling=1.0,
+        dropout=0.5,
+    )
+    kept = mixed[0, 31:, 0, :32] > 0  # of queries that see all of these keys
+    assert len(kept.unique(dim=0)) == len(kept)
+
+
 def test_dropout_is_the_same_in_both_directions() -> None:
     """The output is linear in the values, so their gradient must be that of the weights that were kept."""
     tensors = random_attention_inputs(300, 300)

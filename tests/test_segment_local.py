@@ -145,11 +145,24 @@ def test_outputs_and_gradients_are_those_of_all_keys(case: Case, rows: int) -> N
 @settings(max_examples=60)
 @given(case=cases(), rows=st.sampled_from([4, 16]))
 def test_what_is_left_out_weighs_next_to_nothing_in_rows_and_columns(case: Case, rows: int) -> None:
+    weights = left_out(case, rows)
+    assert weights.sum(dim=-1).max() <= LEFT_OUT
+    assert weights.sum(dim=-2).max() <= LEFT_OUT
+
+
+def left_out(case: Case, rows: int) -> Tensor:
+    """`(B, H, T, S)`, the weights of the keys that no block looks at."""
     weights = case.full()[4] * (case.direction.abs().sum(-1, keepdim=True) > 0)
     for block in case.blocks(rows):
         block.of_queries(weights)[..., block.columns] = 0
-    assert weights.sum(dim=-1).max() <= LEFT_OUT
-    assert weights.sum(dim=-2).max() <= LEFT_OUT
+    return weights
+
+
+def test_many_far_keys_together_weigh_next_to_nothing() -> None:
+    """Each of 500 weighs a little less than all of them may."""
+    case = make_case([500, 12], [1 - math.log(LEFT_OUT)], size=0.0)
+    assert 0 < case.full()[4][:, :, -1, 0].max() < LEFT_OUT
+    assert left_out(case, 4).sum(dim=-1).max() <= LEFT_OUT
 
 
 def near_pairs(case: Case, side: int) -> Tensor:
