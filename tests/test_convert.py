@@ -128,6 +128,13 @@ def test_linear_scaling_divides_the_index(tmp_path: Path, kind: str) -> None:
     assert (model(ids).logits - plain(ids).logits).abs().max() > 1e-3
 
 
+def test_released_dynamic_scaling_begins_after_as_many_segments_as_trained_tokens(tmp_path: Path) -> None:
+    scaling = {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 1024}
+    source = released(tmp_path / "source", "bipe_rope", **scaling)
+    config = BipeConfig.from_pretrained(convert(source, tmp_path / "out"))
+    assert config.rope_parameters["original_max_segments"] == 1024
+
+
 def test_long_segments_use_the_last_row(tmp_path: Path) -> None:
     model = loaded(convert(GOLDEN / "bipe_rope", tmp_path / "out"))
     ids = torch.full((1, 1100), 5)
@@ -292,12 +299,15 @@ def test_a_retrofit_counts_in_its_own_unit(llama: Path, tmp_path: Path) -> None:
         convert(tmp_path / "long", tmp_path / "other", "bipe-rope")
 
 
-def test_a_retrofit_of_a_table_that_is_trained_keeps_it(tmp_path: Path) -> None:
-    convert(GOLDEN / "bipe_rope", tmp_path / "one")
+@pytest.mark.parametrize("trained", [None, 7])
+def test_a_retrofit_of_a_table_that_is_trained_keeps_it(tmp_path: Path, trained: int | None) -> None:
+    config = BipeConfig.from_pretrained(convert(GOLDEN / "bipe_rope", tmp_path / "one"))
+    config.max_trained_offset = trained
+    config.save_pretrained(tmp_path / "one")
     convert(tmp_path / "one", tmp_path / "two", "bipe-alibi", end_token_ids=[13, 869])
     one, two = loaded(tmp_path / "one"), loaded(tmp_path / "two")
     assert two.model.intra.embedding.weight.equal(one.model.intra.embedding.weight)
-    assert two.config.max_trained_offset is None
+    assert two.config.max_trained_offset == trained
     convert(tmp_path / "one", tmp_path / "three", "bipe-alibi", end_token_ids=[13, 869], max_offset=8)
     assert not loaded(tmp_path / "three").model.intra.embedding.weight.any()
     assert loaded(tmp_path / "three").config.max_trained_offset is None
