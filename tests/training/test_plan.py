@@ -161,6 +161,12 @@ def test_parts_add_up_to_the_built_model() -> None:
     assert planned.tokens_per_step == 4 * 128 and planned.tokens == 10 * 4 * 128
 
 
+def test_a_step_takes_all_its_passes() -> None:
+    one, four = plan(recipe_of()), plan(recipe_of(gradient_accumulation=4))
+    assert four.tokens_per_step == 4 * one.tokens_per_step
+    assert (four.tokens, four.flops) == (4 * one.tokens, 4 * one.flops)
+
+
 def test_devices_share_what_is_sharded_and_nothing_else() -> None:
     one, eight = plan(recipe_of()), plan(recipe_of(), devices=8)
     assert one.sharded is None and eight.sharded is not None

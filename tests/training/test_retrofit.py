@@ -91,6 +91,18 @@ def test_adapters_leave_everything_else_and_are_merged(base, tmp_path):
     assert all(parameter.requires_grad for parameter in trained.model.parameters())
 
 
+def test_what_adapters_add_is_in_proportion_to_alpha(base, tmp_path):
+    """After one step of Adam, which is as large for a small gradient as for a large one."""
+    pytest.importorskip("peft")
+    name, added = "model.layers.0.self_attn.q_proj.weight", []
+    for alpha in (8.0, 32.0):
+        lora = {"rank": 2, "alpha": alpha, "targets": ["q_proj"]}
+        recipe = recipe_from(base, lora=lora, steps=1)
+        train_recipe(recipe, tmp_path / f"{alpha:g}", on_progress=ignore)
+        added.append(weights(tmp_path / f"{alpha:g}")[name] - weights(base / "bipe-rope")[name])
+    assert float(added[1].norm() / added[0].norm()) == pytest.approx(4, rel=0.05)
+
+
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 def test_a_retrofit_that_was_broken_off_ends_where_it_would_have(base, tmp_path, lora):
     if lora:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bipe.models import BipeForCausalLM
-from bipe.training import TrainingSettings, train_model
+from bipe.training import TrainingSettings, checkpoints, history, train_model
 from bipe.training.order import SeededOrder
 from bipe.training.trainer import BlockTrainer, training_arguments, validation_loss
 
@@ -96,6 +97,27 @@ def test_tied_weights_stay_tied_and_decay_once(fit, make_config, monkeypatch):
     (decayed, others), (decayed_tied, others_tied) = groups
     assert (decayed_tied, others_tied) == (decayed - 1, others)
     assert untied.model.lm_head.weight is not untied.model.model.embed_tokens.weight
+
+
+def test_the_optimizer_has_its_settings_and_gradients_are_clipped(fit, monkeypatch):
+    groups, norms = [], []
+    created = BlockTrainer.create_optimizer
+
+    def measure(optimizer, *arguments):
+        parts = [part.grad for group in optimizer.param_groups for part in group["params"]]
+        norms.append(float(nn.utils.get_total_norm(parts)))
+
+    def create_optimizer(self, *args):
+        optimizer = created(self, *args)
+        groups.extend(optimizer.param_groups)
+        optimizer.register_step_pre_hook(measure)
+        return optimizer
+
+    monkeypatch.setattr(BlockTrainer, "create_optimizer", create_optimizer)
+    fit(adam_betas=(0.8, 0.95), adam_epsilon=1e-6, weight_decay=0.2, max_grad_norm=0.01)
+    assert [(group["betas"], group["eps"]) for group in groups] == [((0.8, 0.95), 1e-6)] * 2
+    assert [group["weight_decay"] for group in groups] == [0.2, 0]
+    assert norms == pytest.approx([0.01] * 8, rel=1e-3)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(fit):
@@ -194,13 +216,15 @@ def test_a_checkpoint_that_was_being_written_is_not_there(fit, tmp_path, monkeyp
 
 def test_only_the_newest_checkpoints_are_kept_and_none_of_a_finished_run(fit, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
-    seen = []
+    seen, newest = [], []
 
     def look(row):
         seen.append(sorted(path.name for path in folder.glob("step-*")))
+        newest.append(checkpoints.newest_whole(tmp_path / "run"))
 
-    fit(on_progress=look, checkpoint_every=2, keep_checkpoints=2)
-    assert seen[-2:] == [["step-4", "step-6"]] * 2
+    fit(on_progress=look, steps=12, checkpoint_every=2, keep_checkpoints=2)
+    assert seen[-2:] == [["step-10", "step-8"]] * 2
+    assert newest[-1] == folder / "step-10"
     assert not folder.exists()
 
 
@@ -426,6 +450,26 @@ def test_a_history_says_how_each_interval_went(fit, tmp_path):
             {"step", "validation_loss", "validation_perplexity"},
         )
         assert all(value > 0 for value in row.values())
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_speed_is_of_the_tokens_since_the_last_row(fit, monkeypatch, passes):
+    """By a clock on which a pass takes a second, and nothing else any time."""
+    seconds = []
+    step = BlockTrainer.training_step
+
+    def tick(self, *arguments):
+        seconds.append(1)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(BlockTrainer, "training_step", tick)
+    monkeypatch.setattr(history, "time", SimpleNamespace(perf_counter=lambda: len(seconds)))
+    options = {"log_every": 3, "gradient_accumulation": passes}
+    with pytest.raises(KeyboardInterrupt):
+        fit(on_progress=interrupt_at(3), **options)
+    rows = [row for row in fit(**options).history if "loss" in row]
+    assert [row["step"] for row in rows] == [3, 4, 6, 8]
+    assert [row["tokens_per_second"] for row in rows] == [4 * 16] * 4
 
 
 def test_validation_weights_every_token_alike(make_config, blocks):

@@ -10,6 +10,7 @@ from bipe.segmentation import TokenSet
 from bipe.segmentation.statistics import mean_tokens_per_segment
 from bipe.training import Recipe, load_recipe, train_recipe
 from bipe.training.order import SeededOrder
+from bipe.training.trainer import validation_loss
 
 SENTENCE = "The cat sat on the mat. The dog saw it there, and lay down beside it.\n"
 
@@ -182,3 +183,5 @@ def test_arithmetic_is_trained_on_with_its_own_tokens_and_segments(make_recipe, 
     order = list(SeededOrder(40, 12, recipe.seed))[:4]
     batch = {key: torch.stack([blocks[n][key] for n in order]) for key in blocks[0]}
     assert trained.history[0]["loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-4)
+    validated = validation_loss(trained.model, ArithmeticBlocks(2, "validation", 5), 4)
+    assert trained.history[-1]["validation_loss"] == pytest.approx(validated, rel=1e-4)
