@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import bipe
 from bipe.comparison import Comparison, compare
+from bipe.comparison.corpus import Corpus
 from bipe.evaluation.tasks import TASKS, TaskOptions
 from bipe.models.checkpoint import load_checkpoint
 from bipe.report import read_records
 from bipe.training import ArithmeticSettings, read_settings
+from bipe.training.material import Arithmetic
 from bipe_cli.main import app, run
 
 from .conftest import SMALL, settings
@@ -69,6 +72,30 @@ def test_an_arm_differs_from_the_others_in_what_it_says(solved: Path) -> None:
     # Offsets were trained on real tokens alone: a segment of 3 operations has up to 10 tokens with its `=`.
     assert 5 <= (configs["bipe-rope-wide-0"].max_trained_offset or 0) <= 11
     assert configs["bipe-rope-wide-0"].original_max_segments == 4
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    chosen = Comparison.model_validate({**ARITHMETIC, "arms": {}, "seeds": 2})
+    compare(chosen, tmp_path / "run", say=lambda line: None)
+    first, second = (
+        [
+            row["loss"]
+            for row in read_records(tmp_path / "run" / "runs" / name / "history.jsonl")
+            if "loss" in row
+        ]
+        for name in ("rope-0", "rope-1")
+    )
+    assert len(first) == len(second) and all(one != other for one, other in zip(first, second, strict=True))
+
+
+def test_a_few_validation_blocks_are_spread_evenly() -> None:
+    problems = Arithmetic(ArithmeticSettings(operators=2, problems=5, validation_problems=10))
+    corpus, every = Corpus(problems, [], torch.zeros(0)), problems.validation_blocks()
+    for most, places in ((4, [0, 2, 5, 7]), (99, range(10))):
+        chosen = corpus.validation_blocks(14, most)
+        assert len(chosen) == len(places)
+        for place, block in zip(places, chosen, strict=True):
+            assert block["input_ids"].equal(every[place]["input_ids"])
 
 
 def test_training_tells_of_the_accuracy(solved: Path) -> None:

@@ -269,10 +269,13 @@ def test_the_published_comparisons_can_be_read():
 
 @few_windows
 def test_a_rate_that_diverges_is_out_of_the_race(texts, tmp_path, monkeypatch):
+    """However good it was when it was validated before."""
     real = runs.train_model
 
     def diverge(config, blocks, validation, training, folder, **options):
         if training.learning_rate >= 1e-2:
+            Path(folder).mkdir(parents=True)
+            (Path(folder) / "history.jsonl").write_text('{"step": 1, "validation_perplexity": 1.0}\n')
             raise runs.TrainingDiverged("Training diverged")
         return real(config, blocks, validation, training, folder, **options)
 
