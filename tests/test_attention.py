@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from bipe import SCHEMES, BipeForCausalLM
+from bipe import SCHEMES, BipeConfig, BipeForCausalLM, BipeModel
 from bipe.attention import ATTENTIONS, Visible
 from bipe.encodings.inter import INTER_ENCODINGS, Relation
 from bipe.encodings.inter.base import Bias, Scorer
@@ -22,10 +22,18 @@ DECAYING = sorted(name for name, scheme in SCHEMES.items() if INTER_ENCODINGS[sc
 PAIRS = [
     (name, scheme) for name in FAST for scheme in sorted(SCHEMES) if name == "sdpa" or scheme in DECAYING
 ]
-BIASED = set(DECAYING) | {
-    name for name in SCHEMES if {"cope", "fire", "t5", "rerope", "selfextend"} & {name.removeprefix("bipe-")}
-}
-ROTATION_ONLY = sorted(set(SCHEMES) - BIASED)
+
+
+def has_bias(scheme: str) -> bool:
+    """Whether a scheme's encoding adds a bias, seen on two tokens."""
+    sizes = {"hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = BipeConfig.from_scheme(scheme, end_token_ids=[3], tokens_per_segment=3.0, vocab_size=9, **sizes)
+    model = BipeModel(config)
+    positions = model.positions(torch.tensor([[3, 5]]))
+    return model.inter(positions, positions, torch.float32).bias is not None
+
+
+ROTATION_ONLY = [name for name in sorted(SCHEMES) if not has_bias(name)]
 BORDERS = torch.tensor([0, 7, 8, 15])
 
 

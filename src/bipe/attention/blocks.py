@@ -217,12 +217,15 @@ class _Attend(torch.autograd.Function):
             ]
             with torch.enable_grad():
                 mixed = ctx.work.attend(index, *parts)
-            found = torch.autograd.grad(mixed, [*parts, *biases], block.of_queries(gradients[0]))
+            found = torch.autograd.grad(
+                mixed, [*parts, *biases], block.of_queries(gradients[0]), allow_unused=True
+            )
             block.of_queries(of_query).copy_(found[0])
             block.of_keys(of_key).add_(found[1])
             block.of_keys(of_value).add_(found[2])
             for total, part in zip(of_biases, found[3:], strict=True):
-                total.add_(part)
+                if part is not None:  # an encoding may have parameters that this bias does not read
+                    total.add_(part)
         return of_query, of_key, of_value, None, *of_biases
 
 

@@ -1,5 +1,6 @@
 """The configuration: Llama's, with a segmenter and two encodings."""
 
+import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -227,7 +228,8 @@ class BipeConfig(LlamaConfig):
             fields["segmenter"] = _segmenter_spec(chosen.segmenter, tokenizer, rule, end_token_ids)
         fields["intra"] = fields.get("intra") or dict(chosen.intra)
         fields["inter"] = _measured(fields.get("inter") or chosen.inter, tokens_per_segment)
-        if max_offset is not None and fields["intra"].get("type") in ("learned", "randomized"):
+        intra, _ = split_spec("intra encoding", INTRA_ENCODINGS, fields["intra"])
+        if max_offset is not None and "max_offset" in inspect.signature(intra).parameters:
             fields["intra"] = {"max_offset": max_offset, **fields["intra"]}
         return cls(scheme=scheme, **fields)
 

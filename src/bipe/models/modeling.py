@@ -225,6 +225,8 @@ class BipeModel(BipePreTrainedModel):
         hidden_states = embeds if offsets is None else embeds + offsets
         key = positions.last(visible.past + tokens).pad_to(visible.sources)
         relation = self.inter(query, key, hidden_states.dtype)
+        if relation.bias is not None:
+            relation.bias.differentiable = tuple(self.inter.parameters())
 
         for layer in self.layers:
             hidden_states = layer(

@@ -44,7 +44,6 @@ class Slopes:
         if not torch.compiler.is_compiling() and fixed.device.type == "cpu" and (fixed < 0).any():
             raise ValueError(f"ALiBi's slopes must be at least 0; got {fixed.tolist()}.")
         self.fixed, self.logarithms, self.factor = fixed, logarithms, factor
-        self.differentiable = () if logarithms is None else (logarithms,)
 
     def values(self) -> Tensor:
         """`(H,)` float32."""
@@ -71,7 +70,6 @@ class AlibiBias(CurveBias, DecayingBias):
     def __init__(self, slopes: "Slopes | Tensor", query_index: Tensor, key_index: Tensor) -> None:
         super().__init__(query_index, key_index)
         self._slopes = slopes if isinstance(slopes, Slopes) else Slopes(slopes)
-        self.differentiable = self._slopes.differentiable
 
     @property
     def slopes(self) -> Tensor:

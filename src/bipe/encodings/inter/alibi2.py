@@ -24,7 +24,6 @@ class TwoLevelBias(DecayingBias):
         self.query_index, self.query_offset = query.segment[:rows], query.offset[:rows]
         self.key_index, self.key_offset = key.segment[:rows], key.offset[:rows]
         self.slopes, self.inside = slopes, inside
-        self.differentiable = (*slopes.differentiable, *inside.differentiable)
 
     def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
         segments = self.query_index[:, rows, None] - self.key_index[:, None, columns]

@@ -19,7 +19,6 @@ class LevelBias(DecayingBias):
 
     def __init__(self, levels: list[AlibiBias]) -> None:
         self.levels, self.query_index, self.key_index = levels, levels[0].query_index, levels[0].key_index
-        self.differentiable = tuple(part for level in levels for part in level.differentiable)
 
     def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
         first, *others = (level.block(rows, columns, heads) for level in self.levels)

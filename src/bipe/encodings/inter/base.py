@@ -28,7 +28,8 @@ class Bias(ABC):
     """A term of the attention logits, evaluated a block at a time.
 
     Attributes:
-        differentiable: tensors that it reads and that gradients are wanted of.
+        differentiable: parameters that it may read, of which gradients are wanted: all of its
+            encoding's, which the model puts here.
         reads_content: whether it depends on queries and keys, and so is another one in each layer.
         mask: what attention makes of it where everything is one block, kept for the other layers.
     """

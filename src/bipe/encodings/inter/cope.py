@@ -16,7 +16,7 @@ class CopeBias(ContentBias):
     """`q_i . e[p_ij]`, where `p_ij` sums the gates of the keys from j to i that are counted."""
 
     def __init__(self, table: Tensor, counted: Tensor) -> None:
-        self.table, self.differentiable = table, (table,)
+        self.table = table
         self.counted = counted[:1] if rows_agree(counted) else counted
 
     def between(self, content: Content, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:

@@ -29,7 +29,6 @@ class FireBias(DistanceBias):
     ) -> None:
         super().__init__(query_index, key_index)
         self.hidden, self.out, self.logarithms = hidden, out, logarithms
-        self.differentiable = (hidden, out, logarithms)
 
     def of_indices(self, query: Tensor, key: Tensor, heads: slice) -> Tensor:
         weight, bias = self.hidden.float()[..., None]

@@ -21,7 +21,7 @@ class LogKernel(CurveBias, DecayingBias):
 
     def __init__(self, raw: Tensor, query_index: Tensor, key_index: Tensor) -> None:
         super().__init__(query_index, key_index)
-        self.raw, self.differentiable = raw, (raw,)
+        self.raw = raw
 
     def numbers(self) -> tuple[Tensor, ...]:
         return tuple(self.raw.float().exp())

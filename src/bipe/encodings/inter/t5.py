@@ -16,7 +16,7 @@ class T5Bias(DistanceBias):
 
     def __init__(self, table: Tensor, bounds: Tensor, query_index: Tensor, key_index: Tensor) -> None:
         super().__init__(query_index, key_index)
-        self.table, self.bounds, self.differentiable = table, bounds, (table,)
+        self.table, self.bounds = table, bounds
 
     def of_indices(self, query: Tensor, key: Tensor, heads: slice) -> Tensor:
         buckets = torch.bucketize(self.distances(query, key), self.bounds, right=True)
