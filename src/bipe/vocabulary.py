@@ -54,9 +54,15 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids that stand for no text: named special tokens and added ones flagged as special."""
+    """Return the ids that stand for no text: named special tokens and added ones flagged as special.
+
+    Tokens of single bytes, `<0x0A>`, stand for text even where a vocabulary flags them.
+    """
     added: Mapping[int, Any] = tokenizer.added_tokens_decoder
-    return frozenset(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
+    flagged = {index: token.content for index, token in added.items() if token.special}
+    return frozenset(tokenizer.all_special_ids) | {
+        index for index, content in flagged.items() if not _BYTE_TOKEN.fullmatch(content)
+    }
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

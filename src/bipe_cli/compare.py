@@ -10,9 +10,7 @@ import typer
 def compare(
     context: typer.Context,
     recipe: Annotated[Path | None, typer.Option(help="A YAML file with settings. Default: none.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of all that comes out.", show_default=False)] = Path(
-        "runs/compare"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of all that comes out.")] = Path("runs/compare"),
     data: Annotated[
         list[str] | None,
         typer.Option(help="Training text: files, folders, globs, hf:NAME or stdlib (the default)."),

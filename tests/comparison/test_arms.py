@@ -285,3 +285,10 @@ def test_text_is_not_asked_for_arithmetic(texts: Path) -> None:
     chosen = settings(texts, evaluation={"tasks": ["length-curve", "arithmetic"]})
     with pytest.raises(ValueError, match="measures length-curve"):
         chosen.check()
+
+
+@pytest.mark.parametrize("setting", ["inter", "intra", "segmenter"])
+def test_what_a_scheme_is_is_not_set_for_all_of_them(setting: str) -> None:
+    chosen = Comparison.model_validate({"model": {setting: {"type": "rope"}}})
+    with pytest.raises(ValueError, match=rf"model\.{setting} would replace that of every scheme.*arms"):
+        chosen.check()

@@ -401,7 +401,10 @@ def test_a_trial_that_fails_has_not_diverged(texts, tmp_path, monkeypatch):
             {"data": {"train": ["TRAIN"], "vocab_size": 300, "train_length": 400}},
             "validation text has .* of 400",
         ),
-        ({"model": {**SMALL["model"], "inter": {"type": "alibi", "scale": "x"}}}, "scale must be a finite"),
+        (
+            {"arms": {"odd": {"scheme": "alibi", "model": {"inter": {"type": "alibi", "scale": "x"}}}}},
+            "scale must be a finite",
+        ),
         ({"evaluation": {"lengths": [16, 99999]}}, "99999 tokens, does not fit"),
         ({"schemes": ["rope"], "rule": "released"}, "made for LLaMA's vocabulary"),
     ],

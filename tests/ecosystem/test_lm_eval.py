@@ -127,7 +127,7 @@ def test_evaluate_harness_says_what_it_needs(folder: Path, capsys: pytest.Captur
     command = ["evaluate", "harness", "--model", str(folder)]
     for more, message in (
         (["--lengths", "64"], "needs names of its tasks: give --tasks"),
-        (["--tasks", "hellaswag"], "run at one context length: give --lengths"),
+        (["--tasks", "hellaswag"], "run at one context length, such as --lengths 1024; got none"),
         (["--tasks", "helaswag", "--lengths", "64"], "has no task 'helaswag'"),
     ):
         assert run(app, [*command, *more]) == 2

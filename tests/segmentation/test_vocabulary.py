@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from bipe.segmentation import TokenSet
 from bipe.vocabulary import token_texts
 
 Tokenizers = Mapping[str, PreTrainedTokenizerFast]
@@ -61,6 +62,14 @@ def test_special_tokens_have_no_text(tokenizer: PreTrainedTokenizerFast) -> None
     assert [texts[ids[token]] for token in ("</s>", "<|stop|>.", "<|line|>\n")] == [None] * 3
     assert texts[ids["<br>.\n"]] == b"<br>.\n"
     assert len(texts) == len(tokenizer)
+
+
+def test_tokens_of_single_bytes_are_text_even_if_they_are_flagged_as_special(tokenizers: Tokenizers) -> None:
+    backend = Tokenizer.from_str(tokenizers["llama"].backend_tokenizer.to_str())
+    backend.add_special_tokens(["<0x0A>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert token_texts(tokenizer)[13] == b"\n"
+    assert 13 in TokenSet.from_tokenizer(tokenizer, "line").end_token_ids
 
 
 def test_added_tokens_are_literal_even_in_the_byte_alphabet(tokenizers: Tokenizers) -> None:

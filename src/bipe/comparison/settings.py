@@ -154,6 +154,11 @@ class Comparison(Settings):
         for name in self.names:
             choose("scheme", SCHEMES, self.arm(name).scheme)
             check_rule(self.arm(name).rule or self.rule)
+        for setting in ("segmenter", "intra", "inter"):
+            if getattr(self.model, setting) is not None:
+                raise ValueError(
+                    f"model.{setting} would replace that of every scheme, whatever its name: give it to arms."
+                )
         for name in self.arms:
             self._check_arm(name)
         self._check_tasks()

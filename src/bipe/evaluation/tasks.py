@@ -150,7 +150,8 @@ def measure_harness(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]
         raise ValueError("The harness needs names of its tasks: give --tasks, such as hellaswag,piqa.")
     if len(options.lengths) != 1:
         raise ValueError(
-            f"The harness is run at one context length: give --lengths; got {len(options.lengths)}."
+            "The harness is run at one context length, such as --lengths 1024; got "
+            f"{', '.join(map(str, options.lengths)) or 'none'}."
         )
     return score_harness(
         checkpoint,

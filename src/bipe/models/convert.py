@@ -2,6 +2,7 @@
 
 import shutil
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -320,7 +321,14 @@ def _retrofitted(
             f"{source} has an extended context, which a retrofit would lose: retrofit the model that it was "
             "made of, and extend the result."
         )
-    theta = (found.config.rope_parameters or {}).get("rope_theta")
+    rope = found.config.rope_parameters or {}
+    theta, scaling = rope.get("rope_theta"), rope.get("rope_type", "default")
+    if scaling != "default":
+        warnings.warn(
+            f"The frequencies of {source} are scaled ({scaling}), which a retrofit does not keep: those of "
+            f"{scheme} start without.",
+            stacklevel=2,
+        )
     changed = ("segmenter", "intra", "inter", "scheme", "rope_parameters", "model_type")
     measured = ("max_trained_offset", "original_max_segments")
     fields = {

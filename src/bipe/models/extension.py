@@ -197,8 +197,8 @@ def extension_of(
     original = recorded if original is None else original
     if original is None:
         raise ValueError(
-            f"The trained length in {unit} is not recorded in this model's config: give it, the 99th "
-            "percentile over its training blocks."
+            f"The trained length in {unit} is not recorded in this model's config: give it (--original), the "
+            "99th percentile over its training blocks, which `bipe segment --statistics` counts."
         )
     check_number(f"The trained length in {unit}", original, 2, 2**40, whole=True)
     wanted = _Wanted(config, method, factor, unit, original, dict(parameters or {}))
