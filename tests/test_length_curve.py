@@ -519,3 +519,17 @@ def test_losses_by_place_add_up_to_those_of_the_windows(make_model: ModelMaker, 
         texts = [DOCUMENTS[index][first:end] for index, first, end in windows]
         last = sum(naive_losses(model, text, scored)[-1] for text in texts) / len(texts)
         assert losses.by_place[-1] == pytest.approx(last, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "documents", [["text"], [[1, 2, 3]], torch.arange(9), [torch.rand(9)], [torch.ones(1, 9).long()]]
+)
+def test_documents_that_are_no_token_ids_are_refused(make_model, documents):
+    with pytest.raises(ValueError, match="test documents are a list of tensors"):
+        length_curve(make_model("rope"), documents, [4])
+
+
+@pytest.mark.parametrize("lengths", [4, [], [1]])
+def test_lengths_that_are_none_are_refused(make_model, lengths):
+    with pytest.raises(ValueError, match="Lengths are whole numbers of tokens, at least 2; got"):
+        length_curve(make_model("rope"), [torch.arange(9)], lengths)

@@ -1,7 +1,7 @@
 """The windows of test text that are scored at each context length."""
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,15 +105,21 @@ def checked_lengths(documents: Sequence[Tensor], lengths: Sequence[int]) -> list
     """The lengths in order, each once.
 
     Raises:
-        ValueError: there is none, one is below 2, or one fits in no document.
+        ValueError: there is none, one is below 2, or one fits in no document; or documents are not token ids.
     """
-    lengths = sorted(set(lengths))
-    if not lengths or lengths[0] < 2:
+    if not isinstance(lengths, Iterable) or not (ordered := sorted(set(lengths))) or ordered[0] < 2:
         raise ValueError(f"Lengths are whole numbers of tokens, at least 2; got {lengths}.")
+    for document in documents:
+        if not isinstance(document, Tensor) or document.dim() != 1 or document.is_floating_point():
+            got = (document.dtype, tuple(document.shape)) if isinstance(document, Tensor) else repr(document)
+            raise ValueError(
+                "The test documents are a list of tensors (tokens,) int64, a text's token ids each; got "
+                f"{got!s:.100}."
+            )
     longest = max((len(document) for document in documents), default=0)
-    if longest < lengths[-1]:
+    if longest < ordered[-1]:
         raise ValueError(
-            f"The longest length, {lengths[-1]}, does not fit in any test document; the longest has "
+            f"The longest length, {ordered[-1]}, does not fit in any test document; the longest has "
             f"{longest} tokens. Test on longer documents or ask for shorter lengths."
         )
-    return lengths
+    return ordered
