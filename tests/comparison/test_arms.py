@@ -253,6 +253,7 @@ def test_keys_are_asked_for_in_a_comparison_on_text(texts: Path, tmp_path: Path)
     assert "Choice_accuracy in passkey" not in page
     assert "Choice accuracy in passkey" in page
     assert "Perplexity beyond the trained length" in page
+    assert "Guessing gets 10% choice accuracy." in page
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 
 import bipe
 from bipe.comparison import Comparison, compare, runs
-from bipe.comparison.compare import _best_rate, pairs_of
+from bipe.comparison.compare import _best_rate
+from bipe.comparison.corpus import load_corpus
+from bipe.comparison.description import _notes
+from bipe.comparison.pairs import pairs_of
 from bipe.data import load_tokenizer
 from bipe.evaluation.losses import load_curves
 from bipe.report import read_records
@@ -365,6 +368,32 @@ def test_text_that_is_trained_and_tested_on_is_told_of(texts, tmp_path):
 )
 def test_what_is_compared_with_what(changes, pairs):
     assert pairs_of(Comparison.model_validate(changes)) == pairs
+
+
+def test_pairs_that_are_left_out_are_told_of(finished, texts):
+    corpus = load_corpus(finished[0])
+    assert not any("pairs" in note for note in _notes(settings(texts), corpus))
+    many = settings(texts, schemes=["rope", "alibi", "nope", "bipe-rope", "bipe-alibi", "bipe-t5"])
+    assert any("those of 2 of 15 pairs" in note for note in _notes(many, corpus))
+
+
+@few_windows
+def test_held_out_documents_are_named_in_the_report(texts, tmp_path):
+    held_out = settings(texts, test=None, schemes=["rope"], learning_rates=[1e-3])
+    page = compare(held_out, tmp_path / "run", say=lambda line: None)
+    corpus = load_corpus(tmp_path / "run")
+    assert len(corpus.test_names) == len(corpus.test) == 1
+    longest = f"{corpus.test_names[0]} ({len(corpus.test[0]):,} tokens)"
+    assert corpus.test_names[0] in {f"{seed}.txt" for seed in range(3)}
+    assert longest in page.read_text()
+    assert longest in (tmp_path / "run" / "summary.md").read_text()
+
+
+def test_a_folder_from_before_names_were_kept_is_reported_without(finished, texts, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "test_documents.json").unlink()
+    corpus = load_corpus(tmp_path / "run")
+    assert corpus.test_names == [] and len(corpus.test) == 1
 
 
 @few_windows

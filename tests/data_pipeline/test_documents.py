@@ -227,6 +227,7 @@ def test_stdlib_is_read_without_warning_in_a_fixed_order() -> None:
     assert names == sorted(set(names))
     assert {"abc.py", "json/decoder.py"} <= set(names)
     assert not [name for name in names if "site-packages" in name or os.path.isabs(name)]
+    assert "pydoc_data/topics.py" not in names
     assert dict(zip(names, documents, strict=True))["this.py"].text.startswith('s = """Gur Mra bs Clguba')
 
 

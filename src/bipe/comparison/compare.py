@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,7 +18,6 @@ from bipe.evaluation.losses import Curve, load_curves
 from bipe.evaluation.passkey import make_trial
 from bipe.evaluation.tasks import KEYS_OF, separators_of
 from bipe.evaluation.windows import without
-from bipe.models import SCHEMES
 from bipe.report import append_record, read_records, write_report
 from bipe.report.folder import read_scores
 from bipe.segmentation import segmenter_of
@@ -27,8 +26,9 @@ from bipe.training.history import read_history
 from bipe.training.run_folder import first_difference, read_json
 from bipe.training.train import check_recipe, configure
 
-from .corpus import FILE, Corpus, load_corpus, make_corpus
+from .corpus import FILE, NAMES, Corpus, load_corpus, make_corpus
 from .description import describe
+from .pairs import pairs_of
 from .runs import LOSSES, OTHER_SCORES, Job, RunAll, recipe_of, workers
 from .settings import MARKER, Comparison
 
@@ -39,9 +39,6 @@ ADDABLE = ("arms", "schemes", "seeds")
 
 REPORT_EVERY = 60
 """Seconds between reports of an unfinished comparison: drawing one takes some, and holds up the next run."""
-
-MOST_PAIRS = 12
-"""Differences between more pairs of schemes than that are more than anybody reads."""
 
 HEADLINES = {"perplexity": ".1f", "accuracy": ".1%"}
 """Metrics that a run is summed up by, and how they are written."""
@@ -197,7 +194,7 @@ def _release(out: Path) -> None:
     if (out / "sweep").exists() or (out / "runs").exists():
         return
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
-    for name in (FILE, MARKER, LOCK):
+    for name in (FILE, NAMES, MARKER, LOCK):
         (out / name).unlink(missing_ok=True)
     if not any(out.iterdir()):
         out.rmdir()
@@ -322,27 +319,6 @@ def _record_differences(settings: Comparison, out: Path) -> None:
                 append_record(
                     path, {"first": first, "second": second, "seed": seed, "protocol": protocol, **row}
                 )
-
-
-def pairs_of(settings: Comparison) -> list[tuple[str, str]]:
-    """What is compared with what: everything, schemes on tokens before those on segments.
-
-    Where that would be more than `MOST_PAIRS`: each arm with the scheme that it changes, and schemes on
-    tokens with those on segments that have the same encoding between them.
-    """
-    schemes = {name: SCHEMES[settings.arm(name).scheme] for name in settings.names}
-    ordered = sorted(schemes, key=lambda name: schemes[name].counts_segments)
-    pairs = list(combinations(ordered, 2))
-    if len(pairs) <= MOST_PAIRS:
-        return pairs
-
-    def belong(one: str, two: str) -> bool:
-        if settings.arm(two).scheme == one or settings.arm(one).scheme == two:
-            return True
-        levels = [schemes[name].counts_segments for name in (one, two)]
-        return levels == [False, True] and schemes[one].inter["type"] == schemes[two].inter["type"]
-
-    return [(one, two) for one, two in pairs if belong(one, two)]
 
 
 def _curves(out: Path, name: str, seed: int) -> dict[str, Curve]:

@@ -1,6 +1,7 @@
 """What a comparison trains and tests on: text as tokens, or problems, made once and kept in its folder."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -11,12 +12,16 @@ from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedTokenizerBase
 
 from bipe.data import encode, load_documents, load_tokenizer, split_documents, token_bytes
-from bipe.storage import read_tensors, write_tensors
+from bipe.plain import read_json
+from bipe.storage import read_tensors, write_tensors, write_whole
 from bipe.training.material import Arithmetic, Material, Text, make_text
 
 from .settings import MARKER, Comparison
 
 FILE = "corpus.safetensors"
+
+NAMES = "test_documents.json"
+"""The names of the test documents."""
 
 WORTH_PROCESSES = 100_000
 """Problems that take longer to make than processes to start."""
@@ -30,11 +35,13 @@ class Corpus:
         material: to train and validate on.
         test: documents, none of arithmetic.
         token_bytes: `(V,)` int64, UTF-8 bytes of each token.
+        test_names: of the documents; none where the folder was made before names were kept.
     """
 
     material: Material
     test: list[Tensor]
     token_bytes: Tensor
+    test_names: list[str] = field(default_factory=list)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -84,6 +91,7 @@ def make_corpus(settings: Comparison, out: Path, processes: int = 1) -> None:
     }.items():
         tensors[name] = torch.cat(documents).int()
         tensors[f"{name}_lengths"] = torch.tensor([len(document) for document in documents])
+    write_whole(out / NAMES, json.dumps([document.name for document in test]))
     write_tensors(out / FILE, tensors)
 
 
@@ -100,4 +108,5 @@ def load_corpus(out: Path) -> Corpus:
         for name in ("train", "validation", "test")
     )
     tokenizer = load_tokenizer(str(out / "tokenizer"))
-    return Corpus(Text(train, validation, tokenizer), test, token_bytes(tokenizer))
+    names = read_json((out / NAMES).read_bytes()) if (out / NAMES).exists() else []
+    return Corpus(Text(train, validation, tokenizer), test, token_bytes(tokenizer), names)

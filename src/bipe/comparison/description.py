@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from bipe.training.material import Text
 from bipe.training.run_folder import read_json
 
 from .corpus import Corpus
+from .pairs import pairs_of
 from .settings import Comparison
 
 FEW_DOCUMENTS = 20
 """Below that an interval over windows says little of documents that are not there."""
+
+MOST_NAMED = 5
+"""Test documents that the report names, the longest."""
 
 BEGINNING = 256
 """Tokens by which a document of the test text is looked up in the training text."""
@@ -90,6 +95,12 @@ def _data(settings: Comparison, corpus: Corpus) -> dict[str, Any]:
         "test": settings.test or ["held out of the training text"],
         **{f"{part}_tokens": sum(map(len, documents)) for part, documents in parts.items()},
         **{f"{part}_documents": len(parts[part]) for part in ("train", "test")},
+        "longest_test_documents": [
+            {"name": name, "tokens": tokens}
+            for tokens, name in sorted(
+                zip(map(len, corpus.test), corpus.test_names, strict=False), reverse=True
+            )
+        ][:MOST_NAMED],
     }
 
 
@@ -117,6 +128,12 @@ def _notes(settings: Comparison, corpus: Corpus) -> list[str]:
         )
     if isinstance(corpus.material, Text) and (known := _known(corpus.test, corpus.material.documents)):
         notes.append(f"{known} of {len(corpus.test)} test documents are in the training text too.")
+    chosen, every = len(pairs_of(settings)), comb(len(settings.names), 2)
+    if "length-curve" in settings.tasks and chosen < every:
+        notes.append(
+            f"Paired differences are those of {chosen} of {every} pairs: each arm with the scheme that it "
+            "changes, and schemes on tokens with those on segments that have the same encoding between them."
+        )
     return notes
 
 

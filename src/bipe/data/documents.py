@@ -51,7 +51,8 @@ def load_documents(sources: str | Sequence[str], *, limit: int | None = None) ->
             a glob such as `books/**/*.txt`: the files it matches, sorted;
             `hf:NAME[:config][:split]`: a data set of the hub or a local folder, streamed through `datasets`;
             the split is `train` where none is given, the text is column `text`, else the one with strings;
-            `stdlib`: the Python standard library's sources, each file with text in UTF-8.
+            `stdlib`: the Python standard library's sources, each file with text in UTF-8, without the manual
+            that `pydoc_data` holds.
         limit: the largest number of documents to read from each source, such as the head of a data set too
             large for memory; None reads everything.
 

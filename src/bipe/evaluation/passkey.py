@@ -20,7 +20,9 @@ from .base import Run, Score
 from .shares import Asked
 
 CHOICES = 10
-"""Keys that a model chooses from; chance is one in so many."""
+"""Keys that a model chooses from."""
+CHANCE = {"choice_accuracy": 1 / CHOICES}
+"""What guessing gets, by metric, where it gets anything."""
 DIGITS = 5
 NAMES = ("lamp", "boat", "garden", "letter", "mountain", "window", "horse", "bridge")
 """What keys belong to, where there are several."""

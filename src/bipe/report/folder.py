@@ -77,6 +77,11 @@ class _Tried(_Checked):
     validation_perplexity: Loss
 
 
+class _Document(_Checked):
+    name: str
+    tokens: Count
+
+
 class _Data(_Checked):
     train: str | list[str] | None = None
     test: str | list[str] | None = None
@@ -84,6 +89,7 @@ class _Data(_Checked):
     test_tokens: Count = 0
     train_documents: Count = 0
     test_documents: Count = 0
+    longest_test_documents: list[_Document] = []
     arithmetic: dict[str, Count] | None = None
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from bipe.evaluation.passkey import CHANCE
 from bipe.report.folder import Run, missing_runs, read_run
 from bipe.report.palette import Style, scheme_styles, theme_css
 from bipe.report.plots import (
@@ -109,7 +110,7 @@ def _context(run: Run) -> dict[str, Any]:
         "missing": missing,
         "finished": planned - len(missing),
         "planned": planned,
-        "notes": [*run.settings.get("notes", []), *_few_windows(run)],
+        "notes": [*run.settings.get("notes", []), *_few_windows(run), *_chances(run)],
         "titles": _PROTOCOL_TITLES,
         "overview": overview_table(run.scores, main) if run.protocols else None,
         "share_tables": {
@@ -165,6 +166,11 @@ def _few_windows(run: Run) -> list[str]:
     ]
 
 
+def _chances(run: Run) -> list[str]:
+    metrics = dict.fromkeys(metric for _, metric in run.shares if metric in CHANCE)
+    return [f"Guessing gets {CHANCE[metric]:.0%} {metric.replace('_', ' ')}." for metric in metrics]
+
+
 def _difference_tables(run: Run) -> list[tuple[str, str, Table]]:
     """(metric, protocol, table) of every kind of paired difference that was measured."""
     kinds = dict.fromkeys((row["metric"], row["protocol"]) for row in run.differences)
@@ -192,6 +198,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             documents, tokens = data.get(f"{part}_documents", 0), data.get(f"{part}_tokens", 0)
             size = f"{documents:,} document{'' if documents == 1 else 's'}, {tokens:,} tokens"
             facts.append((f"{part} text", f"{_listing(data[part])} ({size})"))
+    if named := data.get("longest_test_documents"):
+        longest = ", ".join(f"{row['name']} ({row['tokens']:,} tokens)" for row in named)
+        facts.append(("longest test documents", longest))
     if data.get("arithmetic"):
         problems = ", ".join(f"{name} {value:,}" for name, value in data["arithmetic"].items())
         facts.append(("arithmetic", problems))
