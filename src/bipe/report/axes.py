@@ -13,6 +13,7 @@ from .palette import COLOURS, Style
 
 Record = Mapping[str, Any]
 Shape = Literal["wide", "narrow"]
+Along = Literal["x", "y"]
 Curve = list[Record]
 
 INK, MUTED, GRID, CONTEXT = (COLOURS[role].light for role in ("ink", "muted", "grid", "context"))
@@ -54,22 +55,24 @@ def value_bounds(curves: Iterable[Curve], ceiling: float) -> tuple[float, float]
     return low, high if high < _NEARLY * ceiling else ceiling
 
 
-def set_perplexity_scale(axes: Axes, bounds: tuple[float, float]) -> None:
+def set_perplexity_scale(axes: Axes, bounds: tuple[float, float], along: Along = "y") -> None:
     """Between these bounds, logarithmic where they lie far apart."""
     low, high = bounds
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    set_limits = axes.set_xlim if along == "x" else axes.set_ylim
     ratio = high / low if low > 0 else math.inf
     if low > 0 and ratio > _LOG_FROM_RATIO:
-        axes.set_yscale("log")
+        (axes.set_xscale if along == "x" else axes.set_yscale)("log")
         margin = max(ratio, 1.2) ** 0.04
-        axes.set_ylim(low / margin, high * margin)
+        set_limits(low / margin, high * margin)
         subs = (1.0, 2.0, 5.0) if ratio < 300 else (1.0,)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-        axes.yaxis.set_minor_locator(NullLocator())
+        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        axis.set_minor_locator(NullLocator())
     else:
         margin = 0.06 * (high - low) or 0.05 * high or 1.0
-        axes.set_ylim(low - margin, high + margin)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        set_limits(low - margin, high + margin)
+        axis.set_major_locator(MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def set_share_scale(axes: Axes) -> None:
@@ -79,9 +82,10 @@ def set_share_scale(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
 
-def with_scale(name: str, axes: Axes) -> str:
+def with_scale(name: str, axes: Axes, along: Along = "y") -> str:
     """The name of an axis, with its scale where that is logarithmic."""
-    return f"{name}, log scale" if axes.get_yscale() == "log" else name
+    scale = axes.get_xscale() if along == "x" else axes.get_yscale()
+    return f"{name}, log scale" if scale == "log" else name
 
 
 def short_number(value: float) -> str:
@@ -143,9 +147,11 @@ def draw_curve(axes: Axes, curve: Curve, style: Style, *, width: float, cut: boo
     )
 
 
-def told_beyond(axes: Axes, value: float) -> str:
-    """Say how far a curve goes that leaves through the top, such as `"↑ 1.8M"`; nothing of one that stays."""
-    return f"↑ {short_number(float(f'{value:.3g}'))}" if value > axes.get_ylim()[1] else ""
+def told_beyond(axes: Axes, value: float, along: Along = "y") -> str:
+    """Say how far what leaves the chart goes, such as `"↑ 1.8M"`; nothing of what stays."""
+    end = axes.get_xlim()[1] if along == "x" else axes.get_ylim()[1]
+    arrow = "→" if along == "x" else "↑"
+    return f"{arrow} {short_number(float(f'{value:.3g}'))}" if value > end else ""
 
 
 def name_lines(

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bipe.evaluation.passkey import CHANCE
+from bipe.report.ends import ends_figure
 from bipe.report.folder import Run, missing_runs, read_run
 from bipe.report.palette import Style, scheme_styles, theme_css
 from bipe.report.plots import (
@@ -89,6 +90,8 @@ def write_report(run_dir: str | Path) -> Path:
     if run.protocols:
         picture = length_curve_figure(run.scores, run.protocols[0], run.train_length, styles=styles)
         (folder / "length_curve.png").write_bytes(figure_png(picture))
+        picture = ends_figure(run.scores, run.protocols[0], styles=styles)
+        (folder / "ends.png").write_bytes(figure_png(picture))
     if run.places:
         picture = place_figure(run.places, run.train_length, styles=styles)
         (folder / "places.png").write_bytes(figure_png(picture))
@@ -252,8 +255,10 @@ def _charts(run: Run) -> dict[str, Any]:
         label = "Line chart of perplexity against the tokens before, a line a run; more in the tables below."
         draw = partial(place_figure, run.places, run.train_length, styles=styles)
         places = _chart("places", label, draw)
+    ends = {protocol: _ends_chart(run, protocol, styles) for protocol in run.protocols}
     return {
         "curves": curves,
+        "end_charts": ends,
         "place_chart": places,
         "share_charts": {
             _share_title(task, metric): _share_chart(run, task, metric, styles) for task, metric in run.shares
@@ -288,6 +293,13 @@ def _length_charts(run: Run, protocol: str, styles: Mapping[str, Style]) -> list
         )
         charts.append(_chart(f"panels-{protocol}", label, partial(scheme_panels_figure, **settings)))
     return charts
+
+
+def _ends_chart(run: Run, protocol: str, styles: Mapping[str, Style]) -> Chart:
+    label = (
+        f"Dot chart of perplexity at the shortest and the longest length, protocol {protocol}; table below."
+    )
+    return _chart(f"ends-{protocol}", label, partial(ends_figure, run.scores, protocol, styles=styles))
 
 
 def _share_chart(run: Run, task: str, metric: str, styles: Mapping[str, Style]) -> Chart:
