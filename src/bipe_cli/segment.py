@@ -17,11 +17,16 @@ def segment(
         ),
     ] = None,
     rule: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="What ends a segment: paper, sentence, line, released, paragraph, block, section, file."
+            help="What ends a segment: paper, sentence, line, released, paragraph, block, section, file. "
+            "Default: paper."
         ),
-    ] = "paper",
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder of a model: its own tokenizer and segments, in place of the two above."),
+    ] = None,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Print tokens per segment by text length.")
     ] = False,
@@ -43,6 +48,7 @@ def segment(
 
     from bipe.data.documents import load_documents
     from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
+    from bipe.models.checkpoint import load_segmenter
     from bipe.report.segments import segment_rows, segments_html, segments_text, statistics_table
     from bipe.segmentation import segmenter_of
     from bipe.segmentation.statistics import fitting_lengths, segment_statistics
@@ -50,9 +56,14 @@ def segment(
 
     if lengths and not statistics:
         raise ValueError("--lengths says at which text lengths --statistics counts; give --statistics too.")
+    if model and (tokenizer or rule):
+        raise ValueError("A model has its own tokenizer and segments: leave out --tokenizer and --rule.")
+    named = load_segmenter(model) if model else None  # before the text, which may take long to read
     documents = load_documents(files)
-    loaded = load_tokenizer(tokenizer) if tokenizer else train_tokenizer((d.text for d in documents), 8_000)
-    segmenter = segmenter_of(loaded, rule)
+    texts = (document.text for document in documents)
+    name = tokenizer or model
+    loaded = load_tokenizer(name) if name else train_tokenizer(texts, 8_000)
+    segmenter = named or segmenter_of(loaded, rule or "paper")
     console = Console()
     described = None
     if statistics:
@@ -62,7 +73,8 @@ def segment(
         )
     if html:
         rows = segment_rows(documents, loaded, segmenter)
-        page = segments_html(rows, title=f"Segments, rule {rule}", statistics=described)
+        title = f"Segments of {model}" if model else f"Segments, rule {rule or 'paper'}"
+        page = segments_html(rows, title=title, statistics=described)
         html.write_text(page, "utf-8", errors="backslashreplace")  # file names need not be Unicode
     if described and as_json:
         for length, row in described.items():

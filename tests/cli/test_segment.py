@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from transformers import LlamaConfig
 
+import bipe
+from bipe.data.tokens import train_tokenizer
 from bipe_cli.main import run
 from bipe_cli.segment import segment
 
@@ -57,8 +60,6 @@ def test_statistics_by_length(program: typer.Typer, file: str, capsys: pytest.Ca
 def test_a_tokenizer_folder_and_a_page(
     program: typer.Typer, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bipe.data.tokens import train_tokenizer
-
     train_tokenizer([TEXT], 300).save_pretrained(tmp_path / "tokenizer")
     page = tmp_path / "page.html"
     assert (
@@ -68,6 +69,54 @@ def test_a_tokenizer_folder_and_a_page(
     capsys.readouterr()
     assert "rain.txt" in page.read_text("utf-8")
     assert "<table>" in page.read_text("utf-8")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder with a model whose segments are sentences, and its tokenizer."""
+    tokenizer = train_tokenizer([TEXT], 300)
+    config = bipe.BipeConfig.from_scheme(
+        "bipe-rope",
+        tokenizer,
+        rule="sentence",
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    config.save_pretrained(tmp_path / "model")  # weights are not read
+    return str(tmp_path / "model")
+
+
+def test_a_model_cuts_by_its_own_rule(
+    program: typer.Typer, file: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert run(program, [file, "--model", model, "--json", "--html", str(page)]) == 0
+    own = capsys.readouterr().out
+    assert run(program, [file, "--tokenizer", model, "--rule", "sentence", "--json"]) == 0
+    assert own == capsys.readouterr().out
+    assert run(program, [file, "--tokenizer", model, "--rule", "line", "--json"]) == 0
+    assert own != capsys.readouterr().out
+    assert f"Segments of {model}" in page.read_text("utf-8")
+
+
+def test_what_is_no_model_with_segments_is_refused(
+    program: typer.Typer, file: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LlamaConfig().save_pretrained(tmp_path / "llama")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for arguments, message in (
+        (["--model", str(tmp_path)], "no folder of a model"),
+        (["--model", str(tmp_path / "llama")], "without segments, of type 'llama'"),
+        (["--model", str(tmp_path / "broken")], "could not be read as a model"),
+        (["--model", model, "--rule", "line"], "leave out --tokenizer and --rule"),
+    ):
+        assert run(program, [file, *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

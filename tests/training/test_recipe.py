@@ -136,7 +136,8 @@ def test_a_wrong_setting_is_named_in_one_line(write, changes, message):
 
 def test_an_unknown_override_lists_the_settings(write):
     with pytest.raises(
-        ValueError, match=r"Unknown setting 'training.stepz'. Choose one of: scheme, .*training.steps"
+        ValueError,
+        match=r"Unknown setting 'training.stepz'. Did you mean 'training.steps'\? Choose one of: scheme, .*training.steps",
     ):
         load_recipe(write(), {"training.stepz": "3"})
 
@@ -229,3 +230,21 @@ def test_arithmetic_from_a_trained_model_has_that_models_rule(tmp_path: Path) ->
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     with pytest.raises(ValueError, match="the rule is that of start"):
         Recipe.model_validate({"start": "model", "rule": "equals", "data": data, "training": training})
+
+
+def test_a_value_that_was_typed_is_not_told_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("scheme: rope\ndata: {train: [stdlib]}\ntraining: {steps: 10}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^training\.steps: .*got '0'$"):
+        load_recipe(path, {"steps": "0"})
+    path.write_text("scheme: rope\ndata: {train: [stdlib]}\ntraining: {steps: 0}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"recipe\.yaml: training\.steps: .*got 0$"):
+        load_recipe(path, {"batch_size": "2"})
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("stepss", "steps"), ("schema", "scheme"), ("modl.hidden_size", "model.hidden_size")]
+)
+def test_a_mistyped_setting_is_told_with_the_nearest(typed: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
+        read_settings(Recipe, None, {typed: "1"})

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from bipe.data.tokens import load_tokenizer, opening_ids
 from bipe.processes import local_device
+from bipe.segmentation import Segmenter, build_segmenter
 
 from .bounded_cache import BoundedCache
+from .configuration import BipeConfig
 from .modeling import BipeForCausalLM
 from .streaming import TextPieces
 
@@ -96,6 +98,24 @@ def load_model(directory: Path) -> PreTrainedModel:
         if not torch.isfinite(weight).all():
             raise ValueError(f"The weights in {directory} are not all finite numbers: {name}.")
     return cast("Any", model).to(local_device()).eval()
+
+
+def load_segmenter(directory: str | Path) -> Segmenter:
+    """What cuts text into segments for a model of this project, read from its folder without its weights.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if not (Path(directory) / "config.json").is_file():
+        raise ValueError(f"{directory} is no folder of a model: it has no config.json.")
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # as in load_model
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{directory} could not be read as a model: {reason}") from error
+    if not isinstance(config, BipeConfig):
+        raise ValueError(f"{directory} holds a model without segments, of type {config.model_type!r}.")
+    return build_segmenter(config.segmenter or {})
 
 
 @quiet_transformers()

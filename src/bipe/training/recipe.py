@@ -1,6 +1,7 @@
 """Recipes: everything that decides a training run, as a YAML file that is checked before anything starts."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -316,9 +317,10 @@ def read_settings(
     try:
         return kind.model_validate(found)
     except ValidationError as error:
-        place = "" if path is None else f"{path}: "
-        reasons = "; ".join(_describe(kind, dict(one)) for one in error.errors(include_url=False))
-        raise ValueError(place + reasons) from None
+        reasons = [_describe(kind, dict(one)) for one in error.errors(include_url=False)]
+        given = [".".join(map(str, one["loc"])) in typed for one in error.errors()]
+        place = "" if path is None or all(given) else f"{path}: "  # what was typed is not the file's fault
+        raise ValueError(place + "; ".join(reasons)) from None
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -380,7 +382,9 @@ def _setting(kind: type[Settings], name: str) -> str:
         return matches[0]
     if matches:
         raise ValueError(f"The setting {name!r} stands for several; write one of: {', '.join(matches)}.")
-    raise ValueError(f"Unknown setting {name!r}. Choose one of: {', '.join(known)}.")
+    near = get_close_matches(name, [*known, *(dotted.rpartition(".")[2] for dotted in known)], 1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"Unknown setting {name!r}.{meant} Choose one of: {', '.join(known)}.")
 
 
 def _dotted_names(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
