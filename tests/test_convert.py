@@ -482,7 +482,7 @@ def test_settings_that_are_not_supported_are_refused(
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", tmp_path, "no config.json")
+    refused(tmp_path / "nowhere", tmp_path, "no such folder is here")
     refused(tmp_path / "nowhere.gguf", tmp_path, "is no file")
     source = released(tmp_path / "source", "rope")
     (source / "config.json").write_text("{")

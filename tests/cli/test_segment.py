@@ -107,10 +107,14 @@ def test_what_is_no_model_with_segments_is_refused(
     program: typer.Typer, file: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     LlamaConfig().save_pretrained(tmp_path / "llama")
-    (tmp_path / "broken").mkdir()
+    for name in ("broken", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "broken" / "config.json").write_text("{")
     for arguments, message in (
-        (["--model", str(tmp_path)], "no folder of a model"),
+        (["--model", str(tmp_path)], "no folder of a model: it has no config.json"),
+        (["--model", "nobody/model"], "has to be downloaded first"),
+        (["--model", str(tmp_path / "adapter")], "holds an adapter of peft; merge it"),
         (["--model", str(tmp_path / "llama")], "without segments, of type 'llama'"),
         (["--model", str(tmp_path / "broken")], "could not be read as a model"),
         (["--model", model, "--rule", "line"], "leave out --tokenizer and --rule"),

@@ -19,6 +19,7 @@ from .bounded_cache import BoundedCache
 from .configuration import BipeConfig
 from .modeling import BipeForCausalLM
 from .streaming import TextPieces
+from .weights import config_of
 
 
 @contextmanager
@@ -71,8 +72,7 @@ def load_model(directory: Path) -> PreTrainedModel:
     Raises:
         ValueError: a file is missing or broken, or the weights are not those of the configuration.
     """
-    if not (directory / "config.json").is_file():
-        raise ValueError(f"{directory} is no folder of a model: it has no config.json.")
+    config_of(directory)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -106,8 +106,7 @@ def load_segmenter(directory: str | Path) -> Segmenter:
     Raises:
         ValueError: there is no such model.
     """
-    if not (Path(directory) / "config.json").is_file():
-        raise ValueError(f"{directory} is no folder of a model: it has no config.json.")
+    config_of(directory)
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # as in load_model

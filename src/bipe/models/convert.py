@@ -31,7 +31,7 @@ from .configuration import BipeConfig
 from .modeling import BipeForCausalLM
 from .schemes import SCHEMES
 from .standalone import without_code, write_standalone
-from .weights import read_weights
+from .weights import config_of, read_weights
 
 RELEASED_SCHEMES = {"rope": "rope", "alibi": "alibi", "bipe_rope": "bipe-rope", "bipe_alibi": "bipe-alibi"}
 """Schemes by the released format's `rpe_type`."""
@@ -195,9 +195,7 @@ def read_config(source: Path) -> dict[str, Any]:
     Raises:
         ValueError: there are none.
     """
-    path = source / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{source} is no folder of a model: it has no config.json.")
+    path = config_of(source)
     try:
         fields = read_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -15,6 +15,23 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of whole weights, the one to prefer first; in shards, each has an index beside it."""
 
 
+def config_of(folder: str | Path) -> Path:
+    """The `config.json` of a model's folder.
+
+    Raises:
+        ValueError: there is none; the message says what is there instead.
+    """
+    folder = Path(folder)
+    if (path := folder / "config.json").is_file():
+        return path
+    reason = "it has no config.json"
+    if (folder / "adapter_config.json").is_file():
+        reason = "it holds an adapter of peft; merge it into its model (merge_and_unload) and save that"
+    elif not folder.exists():
+        reason = "no such folder is here; a model of the hub has to be downloaded first (hf download NAME)"
+    raise ValueError(f"{folder} is no folder of a model: {reason}.")
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name, whole or in shards, safetensors or pickled.
 
