@@ -1,7 +1,7 @@
 """Arithmetic as a task: who is right, and how sure that is."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bipe import BipeConfig, BipeForCausalLM
 from bipe.data.arithmetic import EOS, EQUALS, PAD, ZERO, ArithmeticBlocks, arithmetic_tokenizer, longest
+from bipe.evaluation import arithmetic
 from bipe.evaluation.arithmetic import answered_right, answers, score_arithmetic, trained_operators
 from bipe.evaluation.base import Run
 from bipe.models.checkpoint import Checkpoint, complete
@@ -166,3 +167,30 @@ def test_a_prompt_of_other_symbols_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be cut into tokens of this model"):
         complete(checkpoint, "12 + 3 =")
     assert complete(checkpoint, "2 + 3 =", max_new_tokens=2).startswith("2 + 3 =")
+
+
+def test_a_model_that_fails_is_left_in_its_own_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(arithmetic, "answers", fail)
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+    model.device = torch.device("cpu")
+    with pytest.raises(MemoryError):
+        answered_right(cast("Any", model), ArithmeticBlocks(2, "test", 3))
+    assert model.training and model[0].training and not model[1].training
+
+
+def test_long_solutions_are_written_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def count(model: Any, problems: Any, most: int) -> list[int | None]:
+        sizes.append(len(problems))
+        return [None] * len(problems)
+
+    monkeypatch.setattr(arithmetic, "answers", count)
+    model = torch.nn.Dropout()
+    model.device = torch.device("cpu")
+    blocks = ArithmeticBlocks(20, "test", 50)
+    answered_right(cast("Any", model), blocks)
+    assert sum(sizes) == 50 and max(sizes) * blocks.length <= 20_000 < 50 * blocks.length

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from bipe import SCHEMES, BipeConfig, BipeForCausalLM, BipeModel
-from bipe.attention import ATTENTIONS, Visible
+from bipe.attention import ATTENTIONS, Visible, sdpa
 from bipe.encodings.inter import INTER_ENCODINGS, Relation
 from bipe.encodings.inter.base import Bias, Scorer
 
@@ -121,6 +121,44 @@ def test_pieces_of_a_long_text_match_eager(make_model: ModelMaker, attention: st
         found.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache).logits)
     real = mask.bool()
     torch.testing.assert_close(torch.cat(found, dim=1)[real], expected[real], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", sorted(BATCHES))
+@pytest.mark.parametrize("scheme", ["rope", "bipe-rope", "bipe-xpos"])
+def test_masks_of_some_queries_at_a_time_are_the_mask_of_all(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, scheme: str, batch: str
+) -> None:
+    given = BATCHES[batch]
+    whole = logits_and_gradients(make_model(scheme), given)
+    monkeypatch.setattr(sdpa, "PAIRS", 0)
+    monkeypatch.setattr(sdpa, "ROWS", 7)
+    parts = logits_and_gradients(make_model(scheme), given)
+    torch.testing.assert_close(parts[0], whole[0], rtol=1e-5, atol=1e-5)
+    for name, gradient in whole[1].items():
+        tolerance = 1e-5 * max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(parts[1][name], gradient, rtol=1e-3, atol=tolerance, msg=name)
+
+
+def test_a_piece_behind_cached_tokens_needs_no_mask_of_all_pairs(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, largest = ids_of(1, 600), 0
+    expected = make_model("bipe-rope")(ids).logits
+    monkeypatch.setattr(sdpa, "PAIRS", 64 * 64)
+    monkeypatch.setattr(sdpa, "ROWS", 16)
+    make = Visible.block
+
+    def block(self: Visible, rows: slice, columns: slice) -> Tensor:
+        nonlocal largest
+        made = make(self, rows, columns)
+        largest = max(largest, made.numel())
+        return made
+
+    monkeypatch.setattr(Visible, "block", block)
+    model, cache = make_model("bipe-rope"), DynamicCache()
+    found = [model(part, past_key_values=cache).logits for part in ids.split([200, 390, 10], dim=1)]
+    torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=1e-4, atol=1e-4)
+    assert 0 < largest <= 16 * 600
 
 
 class TableBias(Bias):

@@ -14,10 +14,10 @@ from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.kernel.flex import flex_attention as lowering
 from torch.fx import GraphModule
-from torch.nn.attention.flex_attention import flex_attention as kernel
 from transformers import DynamicCache
 
 from bipe import SCHEMES, BipeForCausalLM
+from bipe.attention import flex
 from bipe.encodings.inter import INTER_ENCODINGS
 
 ModelMaker = Callable[..., BipeForCausalLM]
@@ -106,7 +106,7 @@ def compile_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def change(forward: Compiler, backward: Compiler, decompositions: Any = None) -> None:
         backend = aot_autograd(fw_compiler=forward, bw_compiler=backward, decompositions=decompositions)
-        compiled = torch.compile(kernel, backend=backend, dynamic=False)
+        compiled = flex.compiled.__wrapped__(backend)
         monkeypatch.setattr("bipe.attention.flex.compiled", lambda: compiled)
 
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
@@ -191,6 +191,24 @@ def test_lengths_that_round_up_to_the_same_are_compiled_once(
         parts.append(model(part, past_key_values=cache).logits)
     assert len(compiled) == 1
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not flex.MANY, reason="this torch has no limit of its own for a function")
+@torch.no_grad()
+def test_more_lengths_are_compiled_than_dynamo_takes_by_itself(
+    make_model: ModelMaker, compile_with: Callable[..., None]
+) -> None:
+    compiled = []
+
+    def forward(graph: GraphModule, inputs: Any) -> Callable[..., Any]:
+        compiled.append(graph)
+        return make_boxed_func(graph)
+
+    compile_with(forward, as_it_is)
+    model = make_model("bipe-rope", attn_implementation="flex")
+    for tokens in range(100, 1400, 128):
+        model(torch.ones(1, tokens, dtype=torch.int64), use_cache=False)
+    assert len(compiled) == 11
 
 
 class LoweredError(Exception):

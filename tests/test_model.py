@@ -650,3 +650,17 @@ def test_ids_that_are_no_batch_are_refused(make_model: ModelMaker, shape: tuple[
     for ask in (make_model("bipe-rope"), make_model("bipe-rope").positions):
         with pytest.raises(ValueError, match=r"input_ids must have the shape \(batch, tokens\)"):
             ask(ids)
+
+
+@pytest.mark.parametrize("scheme", ["xpos", "bipe-xpos"])
+def test_given_positions_that_leap_are_refused_where_channels_fade(
+    make_model: ModelMaker, scheme: str
+) -> None:
+    model, ids = make_model(scheme), torch.tensor([[1, 2, 3, 4]])
+    positions = model.positions(ids)
+    assert torch.equal(model(ids, positions=positions).logits, model(ids).logits)
+    leaping = positions._replace(segment=torch.tensor([[0, 1, 5, 6]]))
+    with pytest.raises(ValueError, match="may grow by at most 1"):
+        model(ids, positions=leaping)
+    other = make_model(scheme.replace("xpos", "rope"))
+    assert torch.isfinite(other(ids, positions=leaping).logits).all()

@@ -17,7 +17,7 @@ from bipe.comparison.description import _notes
 from bipe.comparison.pairs import pairs_of
 from bipe.data import load_tokenizer
 from bipe.evaluation.losses import load_curves
-from bipe.report import read_records
+from bipe.report import read_records, write_report
 from bipe.training import read_settings
 
 from .conftest import SMALL, settings
@@ -329,6 +329,24 @@ def test_a_run_that_diverges_holds_up_no_other(texts, tmp_path, monkeypatch):
     summary = (tmp_path / "run" / "summary.md").read_text()
     assert "3 of 6 runs are complete" in summary
     assert "## Over the seeds, perplexity, blocks" in summary and "| bipe-rope | 2 |" in summary
+
+
+@few_windows
+def test_a_report_that_cannot_be_written_yet_holds_up_no_run(texts, tmp_path, monkeypatch):
+    calls = []
+
+    def write(out):
+        calls.append(out)
+        if len(calls) == 1:
+            raise ValueError("nothing to draw")
+        return write_report(out)
+
+    monkeypatch.setattr(sys.modules[compare.__module__], "write_report", write)
+    said: list[str] = []
+    chosen = settings(texts, schemes=["rope", "bipe-rope"], learning_rates=[1e-3])
+    assert compare(chosen, tmp_path / "run", say=said.append).exists()
+    assert "No report yet: nothing to draw" in said
+    assert {row["scheme"] for row in read_records(tmp_path / "run" / "scores.jsonl")} == {"rope", "bipe-rope"}
 
 
 def test_a_rate_that_would_be_overridden_is_refused(texts, tmp_path):

@@ -260,3 +260,10 @@ def test_places_are_drawn_from_where_windows_say_something(shape: Shape):
 def test_without_places_there_is_nothing_to_draw():
     with pytest.raises(ValueError, match="No run kept"):
         place_figure({("rope", 0): [(4, 900.0)]}, 32)
+
+
+def test_what_is_near_the_largest_number_can_be_drawn() -> None:
+    """As the validation perplexity of a run that diverges is."""
+    history = [{"step": 50, "validation_perplexity": 400.0}, {"step": 100, "validation_perplexity": 1e304}]
+    figure = convergence_figure({("rope", 0): history})
+    assert figure_png(figure) and figure.axes[0].get_ylim()[1] < 1e120

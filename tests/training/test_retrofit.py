@@ -6,11 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bipe import convert
+from bipe import BipeConfig, BipeForCausalLM, convert
 from bipe.encodings.inter.rope import Rope
 from bipe.models.extension import extend_checkpoint
 from bipe.training import Recipe, train_recipe
+from bipe.training.adapters import add_adapters
 from bipe.training.gradual import GradualRotation
+from bipe.training.recipe import LoraSettings
 
 SENTENCE = "The cat sat on the mat. The dog saw it there, and lay down beside it.\n"
 
@@ -89,6 +91,31 @@ def test_adapters_leave_everything_else_and_are_merged(base, tmp_path):
     moved = after["model.layers.0.self_attn.q_proj.weight"] - before["model.layers.0.self_attn.q_proj.weight"]
     assert torch.linalg.matrix_rank(moved, rtol=1e-3) == 2
     assert all(parameter.requires_grad for parameter in trained.model.parameters())
+
+
+def test_what_an_encoding_between_segments_learns_is_trained_beside_adapters(base):
+    pytest.importorskip("peft")
+    config = BipeConfig.from_scheme(
+        "bipe-t5",
+        end_token_ids=[5],
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = BipeForCausalLM(config)
+    add_adapters(model, LoraSettings(rank=2), seed=0)
+    trained = {name for name, part in model.named_parameters() if part.requires_grad and "lora" not in name}
+    assert trained == {"model.intra.embedding.weight", "model.inter.table"}
+
+
+def test_a_text_model_is_not_trained_on_arithmetic(base, tmp_path):
+    recipe = Recipe.model_validate(
+        {"start": str(base / "bipe-rope"), "data": {"arithmetic": {"operators": 2}}, "training": {"steps": 1}}
+    )
+    with pytest.raises(ValueError, match="Arithmetic has a vocabulary of 21 symbols, and the model"):
+        train_recipe(recipe, tmp_path / "run", on_progress=ignore)
 
 
 def test_what_adapters_add_is_in_proportion_to_alpha(base, tmp_path):

@@ -4,6 +4,7 @@ It is meant for CUDA. On a CPU torch has the forward pass alone, and only compil
 bias has pushed below rounding are left out, by the rule of `segment_local`.
 """
 
+import inspect
 from functools import lru_cache
 from typing import Any, cast
 
@@ -15,8 +16,15 @@ from transformers.models.llama.modeling_llama import repeat_kv
 
 from bipe.encodings.inter.base import DecayingBias, Relation
 
-from .segment_local import WORTH_FINDING, near_blocks
+from .segment_local import near_blocks
 from .visible import ROUND, Visible
+
+WORTH_FINDING = 512
+"""Keys from which on finding those in reach costs less than looking at all."""
+
+# Dynamo compiles 8 shapes of a function and runs it uncompiled, with all scores in memory, from then on; a
+# generation has a shape for every 128 tokens. Releases that lack the argument keep that limit.
+MANY = {"recompile_limit": 256} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
 
 
 def flex_attention(
@@ -84,9 +92,9 @@ def refuse_unsupported(query: Tensor, key: Tensor, value: Tensor, dropout: float
 
 
 @lru_cache(maxsize=1)
-def compiled() -> Any:
-    """The kernel, compiled once a process."""
-    return torch.compile(kernel, dynamic=False)
+def compiled(backend: Any = "inductor") -> Any:
+    """The kernel, compiled once for each shape."""
+    return cast("Any", torch.compile)(kernel, dynamic=False, backend=backend, **MANY)
 
 
 def _rounded(tensor: Tensor) -> Tensor:

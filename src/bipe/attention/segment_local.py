@@ -33,8 +33,12 @@ FAR = 2**32
 PIECE = 2048
 """Tokens whose products are in memory at once."""
 
-WORTH_FINDING = 512
-"""Keys from which on finding those in reach costs less than looking at all."""
+WORTH_FINDING = {"cpu": 512, "cuda": 16_384}
+"""Keys from which on finding those in reach costs less than looking at all, by device.
+
+On a GPU finding them is many small kernels: measured (`results/gpu.md`), it took twice as long as looking at
+all at 8,192 keys, and 0.6 times as long at 32,768.
+"""
 
 KEYS_A_CALL = 64
 """Keys whose attention costs about as much as one call of the kernel."""
@@ -82,7 +86,7 @@ def segment_local_attention(
         mixed = attend_dense(query, key, value, bias, visible, scaling=scaling, dropout=dropout)
     else:
         blocks = all_blocks(visible, query)
-        if visible.sources >= WORTH_FINDING:
+        if visible.sources >= WORTH_FINDING.get(query.device.type, WORTH_FINDING["cuda"]):
             blocks = local_blocks(query, key, bias, visible, scaling)
         mixed = attend_in_blocks(query, key, value, bias, visible, blocks, scaling=scaling, dropout=dropout)
     if visible.real is not None:

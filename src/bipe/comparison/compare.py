@@ -107,7 +107,7 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
                     continue
                 _record_scores(settings, job, outcome.parameters)
                 if time.monotonic() >= reported + REPORT_EVERY:
-                    write_report(out)
+                    _report_so_far(out, say)
                     reported = time.monotonic()
                 say(f"{place}: {_headline(out, job)}")
         if len(failed) < len(jobs):
@@ -117,6 +117,14 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
             reasons = " ".join(f"{named}: {reason}" for named, reason in failed.items())
             raise RuntimeError(f"{len(failed)} of {len(jobs)} runs have no result. {reasons}")
     return out / "report.html"
+
+
+def _report_so_far(out: Path, say: Say) -> None:
+    """A report of what there is; one that cannot be written holds up no run."""
+    try:
+        write_report(out)
+    except ValueError as error:
+        say(f"No report yet: {error}")
 
 
 def _jobs(settings: Comparison, out: Path) -> list[Job]:

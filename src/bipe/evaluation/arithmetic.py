@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bipe.data.arithmetic import EOS, EQUALS, PAD, SYMBOLS, ArithmeticBlocks, longest
+from bipe.models.modes import evaluating
 from bipe.processes import gather, share
 
 from .base import Run, Score
@@ -14,7 +15,8 @@ from .decoding import greedy
 from .shares import Asked
 
 TASK = "arithmetic"
-BATCH = {"cpu": 256, "cuda": 2048}
+TOKENS = {"cpu": 20_000, "cuda": 160_000}
+"""Of solutions that are written at a time, by device: their cache is what fills its memory."""
 
 
 def score_arithmetic(
@@ -56,20 +58,16 @@ def answered_right(model: PreTrainedModel, blocks: ArithmeticBlocks) -> Tensor:
         model: in evaluation mode meanwhile.
         blocks: the problems.
     """
-    was_training = model.training
-    model.eval()
-    size = BATCH.get(model.device.type, BATCH["cpu"])
+    size = max(1, TOKENS.get(model.device.type, TOKENS["cpu"]) // blocks.length)
     solved = share([blocks.problem(index) for index in range(len(blocks))])
-    found = [
-        answer == problem[-1]
-        for start in range(0, len(solved), size)
-        for problem, answer in zip(
-            solved[start : start + size],
-            answers(model, solved[start : start + size], blocks.length),
-            strict=True,
-        )
-    ]
-    model.train(was_training)
+    found: list[bool] = []
+    with evaluating(model):
+        for start in range(0, len(solved), size):
+            some = solved[start : start + size]
+            found += [
+                answer == problem[-1]
+                for problem, answer in zip(some, answers(model, some, blocks.length), strict=True)
+            ]
     return torch.tensor(gather(found))
 
 

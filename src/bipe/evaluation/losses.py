@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bipe.models import BipeForCausalLM
+from bipe.models.modes import evaluating
 from bipe.models.sequence_parallel import hidden_states_of_stretch
 from bipe.processes import gather, share
 from bipe.registry import choose
@@ -183,9 +184,7 @@ def window_losses(
     if max_windows is not None and max_windows < 1:
         raise ValueError(f"max_windows must be at least 1, or None for all windows; got {max_windows}.")
     lengths = checked_lengths(documents, lengths)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         windows = cut(documents, lengths, max_windows)
         with _told_of(lengths[0]):
             head = _head_of(model, next(windows[lengths[0]].batches(1)).to(model.device))
@@ -194,8 +193,6 @@ def window_losses(
             with _told_of(length):
                 curve[length] = _measure(model, head, windows[length], length, token_bytes, sequence_parallel)
         return curve
-    finally:
-        model.train(training)
 
 
 @contextmanager

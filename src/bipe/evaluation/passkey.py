@@ -6,6 +6,7 @@ several keys, as in Hsieh et al. 2024 (RULER, arXiv:2404.06654), one of them is 
 
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bipe.models.modes import evaluating
 from bipe.processes import gather, share
 
 from .base import Run, Score
@@ -88,7 +90,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def answer(model: PreTrainedModel, trial: Trial) -> tuple[bool, bool]:
     """Whether the model would write the right key greedily, and whether it finds it the likeliest.
 
-    The prompt is read once, and all keys go on from its cache; of a model without one it is read with each.
+    The prompt is read once, and each key goes on from a copy of its cache, the largest thing in memory; of a
+    model without one the prompt is read with each.
 
     Args:
         model: any causal language model of transformers, in evaluation mode.
@@ -109,9 +112,13 @@ def answer(model: PreTrainedModel, trial: Trial) -> tuple[bool, bool]:
         rows = [cast("Any", model)(input_ids=ids, use_cache=False, logits_to_keep=longest) for ids in whole]
         logits = torch.cat([row.logits.float() for row in rows])
     elif longest > 1:
-        read.past_key_values.batch_repeat_interleave(len(keys))
-        more = cast("Any", model)(input_ids=keys[:, :-1], past_key_values=read.past_key_values)
-        logits = torch.cat((logits, more.logits.float()), dim=1)
+        more = [
+            cast("Any", model)(
+                input_ids=key[None, :-1], past_key_values=deepcopy(read.past_key_values)
+            ).logits
+            for key in keys
+        ]
+        logits = torch.cat((logits, torch.cat(more).float()), dim=1)
     likelihood = (
         logits.log_softmax(dim=-1).gather(-1, keys[..., None])[..., 0].masked_fill(~real, 0).sum(dim=1)
     )
@@ -158,25 +165,23 @@ def score_passkey(
             f"The longest length, {lengths[-1]}, does not fit in any test document; give longer ones."
         )
     chosen = [ends[place] for place in np.linspace(0, len(ends) - 1, trials).round().astype(int)]
-    was_training = model.training
-    model.eval()
     rows: list[Score] = []
-    for length in lengths:
-        made = [
-            make_trial(
-                documents[index][end - length : end], tokenizer, keys, random.Random(f"{keys} {number}")
+    with evaluating(model):
+        for length in lengths:
+            made = [
+                make_trial(
+                    documents[index][end - length : end], tokenizer, keys, random.Random(f"{keys} {number}")
+                )
+                for number, (index, end) in enumerate(chosen)
+            ]
+            asked = Asked(
+                "passkey" if keys == 1 else "multikey",
+                f"1 of {keys}",
+                length,
+                [trial.prompt for trial in made],
+                model,
+                run,
             )
-            for number, (index, end) in enumerate(chosen)
-        ]
-        asked = Asked(
-            "passkey" if keys == 1 else "multikey",
-            f"1 of {keys}",
-            length,
-            [trial.prompt for trial in made],
-            model,
-            run,
-        )
-        written, chosen_right = zip(*gather([answer(model, trial) for trial in share(made)]), strict=True)
-        rows += [asked.score("accuracy", sum(written)), asked.score("choice_accuracy", sum(chosen_right))]
-    model.train(was_training)
+            written, chosen_right = zip(*gather([answer(model, trial) for trial in share(made)]), strict=True)
+            rows += [asked.score("accuracy", sum(written)), asked.score("choice_accuracy", sum(chosen_right))]
     return rows

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bipe.data.scrolls import SCROLLS, Example, prompt_ids
+from bipe.models.modes import evaluating
 from bipe.processes import gather, share
 
 from .base import Run, Score
@@ -60,15 +61,13 @@ def predict(
             "inputs were cut off.",
             stacklevel=2,
         )
-    was_training = model.training
-    model.eval()
     size, prompts = BATCH.get(model.device.type, 1), share([ids for ids, _ in asked])
-    written = [
-        cast("str", tokenizer.decode(row, skip_special_tokens=True)).strip()
-        for start in range(0, len(prompts), size)
-        for row in greedy(model, prompts[start : start + size], length - room, eos=eos, pad=eos)
-    ]
-    model.train(was_training)
+    with evaluating(model):
+        written = [
+            cast("str", tokenizer.decode(row, skip_special_tokens=True)).strip()
+            for start in range(0, len(prompts), size)
+            for row in greedy(model, prompts[start : start + size], length - room, eos=eos, pad=eos)
+        ]
     return {example.id: answer for example, answer in zip(examples, gather(written), strict=True)}
 
 

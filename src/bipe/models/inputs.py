@@ -34,6 +34,22 @@ def refuse_unread(arguments: Mapping[str, Any], told_apart: bool) -> None:
         raise ValueError(f"{packed[0]} alone is not read: give position_ids or document_ids beside it.")
 
 
+def check_steps(index: Tensor) -> None:
+    """Refuse given positions that a fading encoding would get wrong, which counts on steps of at most 1.
+
+    Args:
+        index: `(B, S)` int64, what the encoding counts.
+
+    Raises:
+        ValueError: the index grows by more than 1 from a token to the next.
+    """
+    if not torch.compiler.is_compiling() and bool((index.diff(dim=-1) > 1).any()):
+        raise ValueError(
+            "The channels of this encoding fade with distance (xpos), and positions given to it may grow by "
+            "at most 1 from a token to the next."
+        )
+
+
 def packed_documents(
     position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int], past: int
 ) -> Tensor | None:

@@ -31,6 +31,7 @@ from .inputs import (
     check_ids,
     check_rank,
     check_shape,
+    check_steps,
     counted_for_scored,
     key_columns,
     packed_documents,
@@ -182,9 +183,10 @@ class BipeModel(BipePreTrainedModel):
             kwargs: what transformers hands to every model; anything else is refused.
 
         Raises:
-            ValueError: ids outside the vocabulary, missing positions, a mask of a wrong length, or a cache
-                where the encoding allows none.
+            ValueError: ids outside the vocabulary, missing positions or, of xpos, given ones that grow by
+                more than 1 a token, a mask of a wrong length, or a cache where the encoding allows none.
         """
+        told_positions = positions is not None
         told_apart = any(given is not None for given in (position_ids, document_ids, positions))
         refuse_unread(kwargs, told_apart)
         if (input_ids is None) == (inputs_embeds is None):
@@ -225,6 +227,8 @@ class BipeModel(BipePreTrainedModel):
         hidden_states = embeds if offsets is None else embeds + offsets
         key = positions.last(visible.past + tokens).pad_to(visible.sources)
         relation = self.inter(query, key, hidden_states.dtype)
+        if told_positions and relation.damping is not None:
+            check_steps(relation.damping.key_index)
         if relation.bias is not None:
             relation.bias.differentiable = tuple(self.inter.parameters())
 

@@ -25,6 +25,7 @@ from bipe.positions import MultilevelPositions, Positions
 from bipe.segmentation import levels_of
 
 from .layers import BipeAttention, BipeDecoderLayer, watched
+from .modes import evaluating
 
 if TYPE_CHECKING:
     from .modeling import BipeForCausalLM, BipeModel, BipePreTrainedModel
@@ -191,14 +192,8 @@ def reach_on_text(
         layer = _Layer(query, key, relation, visible, attention.scaling)
         found.append((_needed(layer, positions, real), _mass(layer, positions, late, share)))
 
-    training = {module: module.training for module in model.modules()}
-    with watched(model.model.layers, watch), torch.no_grad():
-        model.eval()
-        try:
-            model.model(input_ids, attention_mask, document_ids=document_ids, use_cache=False)
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+    with watched(model.model.layers, watch), torch.no_grad(), evaluating(model):
+        model.model(input_ids, attention_mask, document_ids=document_ids, use_cache=False)
     needed, mass = (Distance(*map(torch.stack, zip(*part, strict=True))) for part in zip(*found, strict=True))
     return needed, mass
 

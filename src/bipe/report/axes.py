@@ -20,6 +20,7 @@ INK, MUTED, GRID, CONTEXT = (COLOURS[role].light for role in ("ink", "muted", "g
 FONT = 10.0
 
 _LOG_FROM_RATIO = 4.0
+_HIGHEST = 1e100  # what diverged may be near the largest number there is, and margins beyond it
 _NEARLY = 1.3  # what passes the end by no more than this is shown whole
 _NAME_GAP = 0.054  # height of a scheme's name at the end of its line, as a share of the usual chart's
 
@@ -57,7 +58,7 @@ def value_bounds(curves: Iterable[Curve], ceiling: float) -> tuple[float, float]
 
 def set_perplexity_scale(axes: Axes, bounds: tuple[float, float], along: Along = "y") -> None:
     """Between these bounds, logarithmic where they lie far apart."""
-    low, high = bounds
+    low, high = (min(bound, _HIGHEST) for bound in bounds)
     axis = axes.xaxis if along == "x" else axes.yaxis
     set_limits = axes.set_xlim if along == "x" else axes.set_ylim
     ratio = high / low if low > 0 else math.inf

@@ -12,7 +12,7 @@ NAME = "default"
 
 
 def add_adapters(model: BipeForCausalLM, settings: LoraSettings, seed: int) -> Any:
-    """Give layers adapters, in place, and freeze all but them and the encoding inside segments.
+    """Give layers adapters, in place, and freeze all but them and what both encodings learn.
 
     Args:
         model: what is adapted.
@@ -48,8 +48,8 @@ def add_adapters(model: BipeForCausalLM, settings: LoraSettings, seed: int) -> A
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tuner = LoraModel(model, {NAME: config}, NAME)
-    for parameter in model.model.intra.parameters():
-        parameter.requires_grad_(True)
+    for encoding in (model.model.intra, model.model.inter):  # a retrofit has drawn theirs anew
+        encoding.requires_grad_(True)
     return tuner
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bipe.data.arithmetic import ArithmeticBlocks, Split, arithmetic_tokenizer
+from bipe.data.arithmetic import SYMBOLS, ArithmeticBlocks, Split, arithmetic_tokenizer
 from bipe.data.documents import Document, load_documents
 from bipe.data.packing import hold_out_tails, pack
 from bipe.data.scrolls import Example, ScrollsBlocks, read_scrolls
@@ -133,6 +133,11 @@ class Arithmetic:
 
     def blocks(self, length: int | None = None, vocab_size: int | None = None) -> ArithmeticBlocks:
         """See `Material`; blocks have the problems' own length and vocabulary."""
+        if vocab_size not in (None, len(SYMBOLS)):
+            raise ValueError(
+                f"Arithmetic has a vocabulary of {len(SYMBOLS)} symbols, and the model to be trained on it "
+                f"one of {vocab_size}: start from a model of arithmetic, or give a scheme."
+            )
         return self._blocks("train", self.settings.problems, self.made)
 
     def validation_blocks(self, length: int | None = None, vocab_size: int | None = None) -> ArithmeticBlocks:

@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
+from bipe.models.modes import evaluating
+
 from . import checkpoints
 from .history import Measure
 from .order import Blocks, SeededOrder, batches
@@ -220,16 +222,15 @@ def validation_loss(model: nn.Module, blocks: Blocks, batch_size: int) -> float:
         blocks: what to predict.
         batch_size: blocks in a forward pass.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     total, targets = 0.0, 0
-    for batch in batches(blocks, range(len(blocks)), batch_size):
-        count = int((batch["labels"][:, 1:] != -100).sum())
-        if count:
-            total += float(model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss) * count
-            targets += count
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches(blocks, range(len(blocks)), batch_size):
+            count = int((batch["labels"][:, 1:] != -100).sum())
+            if count:
+                inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+                total += float(model(**inputs).loss) * count
+                targets += count
     if not targets:
         raise ValueError("The validation blocks hold no token to predict. Give more validation text.")
     return total / targets

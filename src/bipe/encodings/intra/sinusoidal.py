@@ -13,7 +13,8 @@ class Sinusoidal(IntraEncoding):
     """Sinusoids of the offset (Vaswani et al. 2017, arXiv:1706.03762, section 3.5) times one learned scale.
 
     Channel `c` holds `sin(offset / 10000^(2c/D))` and channel `D/2 + c` the cosine. The scale starts at the
-    standard deviation of the token embeddings, so that neither drowns the other.
+    standard deviation of the token embeddings, so that neither drowns the other. Offsets longer than any in
+    training get the waves of the longest, as those of a table do, though a formula has some for them.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
