@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,14 +40,14 @@ class SegmentStatistics:
         """Summarise `counts`: `(segments,)` int64, at least one; the tokens of each segment."""
         if counts.numel() == 0:
             raise ValueError("There is no segment to describe: the text holds no tokens.")
-        ordered = counts.sort().values
-        bins = torch.bincount(ordered.clamp(max=HISTOGRAM_CAP))
+        bins = torch.bincount(counts.clamp(max=HISTOGRAM_CAP))
+        p50, p99 = np.percentile(counts.numpy(), [50, 99], method="inverted_cdf")  # numbers that occur
         return cls(
-            segments=ordered.numel(),
-            mean=ordered.double().mean().item(),
-            p50=_percentile(ordered, 50),
-            p99=_percentile(ordered, 99),
-            max=int(ordered[-1]),
+            segments=counts.numel(),
+            mean=counts.double().mean().item(),
+            p50=int(p50),
+            p99=int(p99),
+            max=int(counts.max()),
             histogram=tuple(bins.tolist()),
         )
 
@@ -178,9 +179,3 @@ def _positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is a number of tokens, at least 1; got {value!r}.")
     return value
-
-
-def _percentile(ordered: Tensor, percent: int) -> int:
-    """Return the nearest-rank percentile of sorted numbers: one that occurs, not one between two."""
-    rank = -(-percent * ordered.numel() // 100)
-    return int(ordered[rank - 1])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -375,8 +376,7 @@ def _extent(model: BipeForCausalLM, blocks: Blocks, drawn: list[int]) -> tuple[i
         )
         longest = max(longest, int(positions.offset.max()))
         segments.append(positions.segment.amax(dim=1) + 1)
-    ordered = torch.cat(segments).sort().values
-    return longest, int(ordered[-(-99 * len(ordered) // 100) - 1])
+    return longest, int(np.percentile(torch.cat(segments).cpu().numpy(), 99, method="inverted_cdf"))
 
 
 def _tensorboard(settings: TrainingSettings, run: Path) -> list[TrainerCallback]:

@@ -83,7 +83,7 @@ class AlibiBias(CurveBias, DecayingBias):
     def numbers(self) -> tuple[Tensor, ...]:
         return (self.slopes,)
 
-    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
+    def at(self, distance: Tensor, *numbers: Tensor) -> Tensor:
         return -numbers[0] * distance
 
     def reach(self, nats: float | Tensor) -> Tensor:

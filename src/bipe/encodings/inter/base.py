@@ -188,18 +188,16 @@ class CurveBias(DistanceBias):
         """What each head has of its own, `(H,)` float32 each."""
 
     @abstractmethod
-    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
-        """The bias at a distance, float32, of a query with this index, int64; all are broadcast."""
+    def at(self, distance: Tensor, *numbers: Tensor) -> Tensor:
+        """The bias at a distance, float32; all are broadcast."""
 
     def of_indices(self, query: Tensor, key: Tensor, heads: slice) -> Tensor:
         numbers = (number[heads, None, None] for number in self.numbers())
-        return self.at(self.distances(query, key)[:, None].float(), query[:, None, :, None], *numbers)
+        return self.at(self.distances(query, key)[:, None].float(), *numbers)
 
     def curve(self) -> Curve:
         numbers = [number.clone() for number in self.numbers()]
-        return lambda distance, query, head: self.at(
-            distance.float(), query, *(number[head] for number in numbers)
-        )
+        return lambda distance, query, head: self.at(distance.float(), *(number[head] for number in numbers))
 
 
 def reader(index: Tensor, columns: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -26,7 +26,7 @@ class LogKernel(CurveBias, DecayingBias):
     def numbers(self) -> tuple[Tensor, ...]:
         return tuple(self.raw.float().exp())
 
-    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
+    def at(self, distance: Tensor, *numbers: Tensor) -> Tensor:
         weight, shape = numbers
         return -weight * torch.log1p(shape * distance)
 
@@ -45,7 +45,7 @@ class PowerKernel(LogKernel):
     def numbers(self) -> tuple[Tensor, ...]:
         return self.raw[0].float().exp(), 2 * self.raw[1].float().sigmoid()
 
-    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
+    def at(self, distance: Tensor, *numbers: Tensor) -> Tensor:
         weight, shape = numbers
         # The slope of 0^shape in its shape is the logarithm of 0; a clamped 0 has none.
         return -weight * (distance.clamp(min=1) ** shape).where(distance > 0, 0.0)

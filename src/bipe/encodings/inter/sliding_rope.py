@@ -27,7 +27,7 @@ class WindowBias(CurveBias, DecayingBias):
             torch.full((self.heads,), float(self.window), dtype=torch.float32, device=self.key_index.device),
         )
 
-    def at(self, distance: Tensor, query: Tensor, *numbers: Tensor) -> Tensor:
+    def at(self, distance: Tensor, *numbers: Tensor) -> Tensor:
         return NOTHING * (distance >= numbers[0]).float()
 
     def reach(self, nats: float | Tensor) -> Tensor:
