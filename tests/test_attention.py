@@ -130,8 +130,8 @@ def test_masks_of_some_queries_at_a_time_are_the_mask_of_all(
 ) -> None:
     given = BATCHES[batch]
     whole = logits_and_gradients(make_model(scheme), given)
-    monkeypatch.setattr(sdpa, "PAIRS", 0)
-    monkeypatch.setattr(sdpa, "ROWS", 7)
+    monkeypatch.setattr(sdpa, "MASKED_PAIRS", 0)
+    monkeypatch.setattr(sdpa, "MASKED_ROWS", 7)
     parts = logits_and_gradients(make_model(scheme), given)
     torch.testing.assert_close(parts[0], whole[0], rtol=1e-5, atol=1e-5)
     for name, gradient in whole[1].items():
@@ -144,8 +144,8 @@ def test_a_piece_behind_cached_tokens_needs_no_mask_of_all_pairs(
 ) -> None:
     ids, largest = ids_of(1, 600), 0
     expected = make_model("bipe-rope")(ids).logits
-    monkeypatch.setattr(sdpa, "PAIRS", 64 * 64)
-    monkeypatch.setattr(sdpa, "ROWS", 16)
+    monkeypatch.setattr(sdpa, "MASKED_PAIRS", 64 * 64)
+    monkeypatch.setattr(sdpa, "MASKED_ROWS", 16)
     make = Visible.block
 
     def block(self: Visible, rows: slice, columns: slice) -> Tensor:

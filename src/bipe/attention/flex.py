@@ -19,7 +19,7 @@ from bipe.encodings.inter.base import DecayingBias, Relation
 from .segment_local import near_blocks
 from .visible import ROUND, Visible
 
-WORTH_FINDING = 512
+FINDING_FROM = 512
 """Keys from which on finding those in reach costs less than looking at all."""
 
 # Dynamo compiles 8 shapes of a function and runs it uncompiled, with all scores in memory, from then on; a
@@ -61,7 +61,7 @@ def flex_attention(
     # Under autocast a rotation leaves float32, and the backward pass takes one dtype.
     query, key = query.to(value.dtype), key.to(value.dtype)
     near = None
-    if isinstance(bias, DecayingBias) and visible.targets > 1 and visible.sources >= WORTH_FINDING:
+    if isinstance(bias, DecayingBias) and visible.targets > 1 and visible.sources >= FINDING_FROM:
         near = near_blocks(query, repeat_kv(key, groups), bias, visible, scaling)
     query, key, value = _rounded(query), _rounded(key), _rounded(value)
     score = None

@@ -12,10 +12,10 @@ from bipe.encodings.inter.base import Relation
 from .blocks import all_blocks, attend_dense, attend_in_blocks, in_one_block
 from .visible import Visible
 
-PAIRS = 2**22
+MASKED_PAIRS = 2**22
 """Queries times keys whose mask is made whole; torch makes numbers of it in each layer."""
 
-ROWS = 512
+MASKED_ROWS = 512
 """Queries at a time where there are more pairs than that."""
 
 
@@ -65,12 +65,12 @@ def _without_bias(
 ) -> Tensor:
     """The mixed values, `(B, T, H, K)`, with memory for some queries' masks and not for those of all."""
     simple, targets = visible.is_causal or visible.is_everything, visible.targets
-    if simple or targets * visible.sources <= PAIRS or torch.compiler.is_compiling():
+    if simple or targets * visible.sources <= MASKED_PAIRS or torch.compiler.is_compiling():
         mask = None if simple else visible.dense
         return sdpa_attention_forward(module, query, key, value, mask, is_causal=True, **options)[0]
     mixed = []
-    for start in range(0, targets, ROWS):
-        rows = slice(start, min(start + ROWS, targets))
+    for start in range(0, targets, MASKED_ROWS):
+        rows = slice(start, min(start + MASKED_ROWS, targets))
         columns = slice(0, visible.columns_of(rows).stop)
         mask = visible.part(rows, columns).dense
         parts = query[:, :, rows], key[:, :, columns], value[:, :, columns]
