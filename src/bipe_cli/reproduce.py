@@ -44,6 +44,7 @@ def reproduce(
     of its recipes follow as --name value, such as --training.steps 1000.
     """
     from bipe.registry import choose
+    from bipe.training.shipped import recipes_folder
     from bipe_cli.experiments import EXPERIMENTS
     from bipe_cli.steps import Setup
 
@@ -69,20 +70,19 @@ def reproduce(
             raise ValueError(f"{name} does not read {what}: leave it out.")
     folder = out or Path("runs") / name
     setup = Setup(
-        folder, _recipes(), data or ["stdlib"], test or [], workers, seeds or 3, tasks or [], context.args
+        folder,
+        recipes_folder(),
+        data or ["stdlib"],
+        test or [],
+        workers,
+        seeds or 3,
+        tasks or [],
+        context.args,
     )
     lanes = experiment.lanes(setup)
     _run(lanes, folder, workers)
     _write_page(experiment, lanes, folder)
     typer.echo(folder / "page.md")
-
-
-def _recipes() -> Path:
-    import bipe
-
-    package = Path(bipe.__file__).parent
-    installed, checkout = package / "recipes", package.parents[1] / "recipes"
-    return installed if installed.is_dir() else checkout
 
 
 def _run(lanes: "Sequence[Sequence[Step]]", folder: Path, workers: int) -> None:

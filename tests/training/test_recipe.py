@@ -4,6 +4,7 @@ import pytest
 import yaml
 from pydantic import Field, ValidationError
 
+from bipe.comparison import Comparison
 from bipe.training import Recipe, TrainingSettings, dump_recipe, load_recipe, parse_overrides
 from bipe.training.recipe import Settings, read_settings
 
@@ -248,3 +249,25 @@ def test_a_value_that_was_typed_is_not_told_of_the_file(tmp_path: Path) -> None:
 def test_a_mistyped_setting_is_told_with_the_nearest(typed: str, meant: str) -> None:
     with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
         read_settings(Recipe, None, {typed: "1"})
+
+
+def test_recipes_of_the_package_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("recipes/tiny.yaml").scheme == load_recipe("tiny.yaml").scheme == "bipe-rope"
+    (tmp_path / "tiny.yaml").write_text(
+        "scheme: alibi\ndata: {train: [stdlib]}\ntraining: {steps: 20}\n", "utf-8"
+    )
+    assert load_recipe("tiny.yaml").scheme == "alibi", "a file of one's own comes first"
+    with pytest.raises(
+        ValueError, match=r"cannot be read: No such file or directory\. Those of the package: "
+    ):
+        load_recipe("recipes/nothing.yaml")
+
+
+def test_a_recipe_for_another_command_says_which() -> None:
+    with pytest.raises(ValueError, match="recipe of a comparison, for bipe compare --recipe"):
+        load_recipe("recipes/comparisons/passkey.yaml")
+    with pytest.raises(ValueError, match="recipe of a single model, for bipe train"):
+        read_settings(Comparison, "recipes/tiny.yaml")

@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import os
 import signal
@@ -523,9 +524,10 @@ def test_a_schedule_may_reach_beyond_the_run(fit, schedule):
 def test_a_run_leaves_what_it_ran_on(fit, tmp_path):
     fit()
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
-    expected = {"python", "torch", "transformers", "platform", "cpu_count", "commit", "command"}
+    expected = {"bipe", "python", "torch", "transformers", "platform", "cpu_count", "commit", "command"}
     assert expected <= set(environment)
     assert environment["torch"] == torch.__version__
+    assert environment["bipe"] == importlib.metadata.version("bipe")
 
 
 def test_tensorboard_events_stand_beside_the_weights(fit, tmp_path):

@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def describe_environment() -> dict[str, Any]:
     The commit is None where the package does not run from a git checkout of its own.
     """
     return {
+        "bipe": _version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -28,6 +30,13 @@ def describe_environment() -> dict[str, Any]:
         "commit": _commit(Path(__file__)),
         "command": _command(),
     }
+
+
+def _version() -> str | None:
+    try:
+        return version("bipe")
+    except PackageNotFoundError:  # sources on the path, not installed
+        return None
 
 
 def _command() -> str:

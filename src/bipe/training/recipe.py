@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from bipe.data.arithmetic import longest
 from bipe.plain import read_yaml
 
+from .shipped import find_recipe, recipes_folder
+
 Size = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
@@ -285,7 +287,8 @@ def read_settings(
 
     Args:
         kind: what is read, such as `Recipe`.
-        path: the YAML file; None for the defaults.
+        path: the YAML file, or the name of one that comes with the package, such as `recipes/tiny.yaml`; None
+            for the defaults.
         overrides: values by name, as typed on a command line: `training.steps` or, where only one group has
             such a setting, `steps`. `null` stands for no value; lists and dictionaries are written `[a, b]`
             and `{type: rope}`.
@@ -296,7 +299,8 @@ def read_settings(
         ValueError: the file is no YAML mapping, a name is unknown, stands for several settings or is given
             twice, or a value is of a wrong type or out of range; one line that names each such setting.
     """
-    found = {} if path is None else _read_mapping(kind, Path(path))
+    path = None if path is None else find_recipe(Path(path))
+    found = {} if path is None else _read_mapping(kind, path)
     typed = {name: value for name, value in (values or {}).items() if value is not None and value != []}
     chosen: dict[str, Any] = {}
     for name, text in (overrides or {}).items():
@@ -362,11 +366,17 @@ def _read_mapping(kind: type[Settings], path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
-        raise ValueError(f"The recipe {str(path)!r} cannot be read: {reason}.") from None
+        raise ValueError(
+            f"The recipe {str(path)!r} cannot be read: {reason}. Those of the package: {recipes_folder()}."
+        ) from None
     try:
         values = read_yaml(text)
     except ValueError as error:
         raise ValueError(f"{path} is no plain YAML: {error}.") from None
+    if isinstance(values, dict) and "scheme" in values and "schemes" in kind.model_fields:
+        raise ValueError(f"{path} is the recipe of a single model, for bipe train.")
+    if isinstance(values, dict) and {"schemes", "arms"} & set(values) and "scheme" in kind.model_fields:
+        raise ValueError(f"{path} is the recipe of a comparison, for bipe compare --recipe.")
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping with {_names(kind)}; got {type(values).__name__}.")
     return values
