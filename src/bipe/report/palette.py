@@ -91,7 +91,8 @@ def scheme_styles(schemes: Iterable[str]) -> dict[str, Style]:
     every = [*_SPARE, *_STYLES.values()]
     free = [*_SPARE]
     for shift in range(1, len(every)):
-        free += [Style(style.role, every[n - shift].marker) for n, style in enumerate(every)]
+        # The colours of schemes that are seldom compared come first.
+        free += [Style(every[n].role, every[n - shift].marker) for n in reversed(range(len(every)))]
     others = [name for name in names if name not in known]
     taken = {name: free[n % len(free)] for n, name in enumerate(others)}
     return {name: (known | taken)[name] for name in names}
