@@ -70,7 +70,7 @@ class BipePreTrainedModel(LlamaPreTrainedModel):
     def get_correct_attn_implementation(
         self, requested_attention: str | None, is_init_check: bool = False
     ) -> str:
-        """The implementation asked for, or the fastest exact one.
+        """The implementation asked for; by default `segment_local` where the bias decays, else `sdpa`.
 
         Raises:
             ValueError: it is not one of this project's, the only ones that honour a relation, or it cannot
