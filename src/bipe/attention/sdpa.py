@@ -63,7 +63,7 @@ def sdpa_attention(
 def _without_bias(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, visible: Visible, **options: Any
 ) -> Tensor:
-    """The mixed values, `(B, T, H, K)`; large masks are made for some queries at a time, in each layer anew."""
+    """The mixed values, `(B, T, H, K)`; large masks are made for some queries at a time, in each layer."""
     simple, targets = visible.is_causal or visible.is_everything, visible.targets
     if simple or targets * visible.sources <= MASKED_PAIRS or torch.compiler.is_compiling():
         mask = None if simple else visible.dense
