@@ -1,5 +1,9 @@
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteFallback, Fuse, Replace, Sequence, Strip
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from bipe.data.tokens import train_tokenizer
 from bipe.models.streaming import TextPieces
@@ -27,6 +31,52 @@ def test_pieces_make_up_the_text(text: str) -> None:
 def test_a_character_is_shown_once_it_is_whole() -> None:
     pieces, tokens = told("ab日本")
     assert pieces == ["ab", "日", "本"] and tokens == 8
+
+
+TEXT = "Two\nlines, three  spaces, 日本語 and 😀 \ufffd. "
+
+
+def test_a_long_text_is_not_decoded_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer(["plain words"], 270)
+    decode, longest = tokenizer.decode, []
+
+    def noted(ids: list[int], **options: bool) -> str:
+        longest.append(len(ids))
+        return decode(ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", noted)
+    pieces, ids = [], tokenizer(TEXT * 40)["input_ids"]
+    streamer = TextPieces(tokenizer, pieces.append)
+    for index in ids:
+        streamer.put(torch.tensor([index]))
+    streamer.end()
+    assert "".join(pieces) == TEXT * 40 and len(ids) > 1000
+    assert max(longest) < 140
+
+
+def metaspace() -> Tokenizer:
+    """As Llama 2's: blanks before words, which decoding takes off the first one, and bytes of what is unknown."""
+    words = {f"▁{word}": 300 + number for number, word in enumerate(["plain", "words", ".", "and"])}
+    vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}, **words}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.decoder = Sequence([Replace("▁", " "), ByteFallback(), Fuse(), Strip(" ", 1, 0)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_pieces_make_up_what_other_tokenizers_decode(clean: bool) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=metaspace(), clean_up_tokenization_spaces=clean)
+    word, text = torch.Generator().manual_seed(0), "é日😀".encode()
+    ids = [300 + int(torch.randint(4, (), generator=word)) for _ in range(400)]
+    for place in range(380, 0, -20):
+        ids[place:place] = [1 + byte for byte in text]
+    pieces: list[str] = []
+    streamer = TextPieces(tokenizer, pieces.append)
+    for index in ids:
+        streamer.put(torch.tensor([index]))
+    streamer.end()
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert len(streamer.ids) < 140
 
 
 def test_special_tokens_are_left_out_and_batches_refused() -> None:

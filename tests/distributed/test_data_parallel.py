@@ -13,6 +13,7 @@ from bipe.storage import sole_writer
 from bipe_cli.main import app, run
 
 from .launching import TORCHRUN, python, together
+from .validating import NUMBERS, found
 
 RECIPE = """
 scheme: bipe-rope
@@ -163,3 +164,13 @@ def test_a_wrong_recipe_is_told_and_nobody_waits(recipe: Path) -> None:
     out = recipe.parent / "wrong"
     wrong = ("train", recipe, "--out", out, "--scheme", "rpoe")
     assert "Unknown scheme 'rpoe'" in together(2, "-m", "bipe_cli", *wrong, status=None).stderr
+
+
+def test_processes_share_the_validation_in_equal_passes(tmp_path: Path) -> None:
+    together(2, "-m", "tests.distributed.validating", tmp_path)
+    alone = {number: found(number) for number in NUMBERS}
+    assert [passes for _, passes in alone.values()] == [1, 2, 4, 4]
+    for rank in range(2):
+        process = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
+        for number, (loss, passes) in alone.items():
+            assert process[str(number)] == [loss, -(-passes // 2)]

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from bipe.models.modes import evaluating
+from bipe.processes import gather, processes, share
 
 from . import checkpoints
 from .history import Measure
@@ -215,22 +216,34 @@ def run_order(blocks: Blocks, settings: TrainingSettings, args: TrainingArgument
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, blocks: Blocks, batch_size: int) -> float:
-    """Mean cross-entropy in nats over the target tokens of all blocks.
+    """Mean cross-entropy in nats over the target tokens of all blocks, which the processes share.
+
+    All processes make the same number of passes, since those of a sharded model wait for each other.
 
     Args:
         model: a causal language model that takes what the blocks hold.
         blocks: what to predict.
         batch_size: blocks in a forward pass.
     """
-    device = next(model.parameters()).device
-    total, targets = 0.0, 0
+    starts = range(0, len(blocks), batch_size)
+    mine = share(starts)
+    idle = -(-len(starts) // processes()) - len(mine)
     with evaluating(model):
-        for batch in batches(blocks, range(len(blocks)), batch_size):
-            count = int((batch["labels"][:, 1:] != -100).sum())
-            if count:
-                inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-                total += float(model(**inputs).loss) * count
-                targets += count
+        found = [
+            _summed_loss(model, blocks, range(start, min(start + batch_size, len(blocks))))
+            for start in (*mine, *starts[:idle])
+        ]
+    sums = gather(found[: len(mine)])
+    targets = sum(count for _, count in sums)
     if not targets:
         raise ValueError("The validation blocks hold no token to predict. Give more validation text.")
-    return total / targets
+    return sum(loss for loss, _ in sums) / targets
+
+
+def _summed_loss(model: nn.Module, blocks: Blocks, indices: range) -> tuple[float, int]:
+    """The loss of some blocks' target tokens in sum, and how many these are."""
+    device = next(model.parameters()).device
+    (batch,) = batches(blocks, indices, len(indices))
+    count = int((batch["labels"][:, 1:] != -100).sum())
+    loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
+    return float(loss) * count if count else 0.0, count
