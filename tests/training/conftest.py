@@ -1,4 +1,4 @@
-"""A text that a tiny model can learn, and the model."""
+"""A text that a tiny model can learn, the model, and runs of it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 
 from bipe.data.packing import PackedBlocks, pack
 from bipe.models import BipeConfig
+from bipe.training import TrainingSettings, train_model
 
 VOCABULARY = 24
 SEPARATOR = 5
@@ -60,3 +61,57 @@ def make_config() -> Callable[..., BipeConfig]:
         return BipeConfig.from_scheme(scheme, end_token_ids=[SEPARATOR], **{**sizes, **fields})
 
     return make
+
+
+def settings(**changes):
+    defaults = {"steps": 8, "batch_size": 4, "log_every": 1, "evaluate_every": 4, "checkpoint_every": 3}
+    return TrainingSettings(**{**defaults, "learning_rate": 5e-3, "warmup_steps": 2, **changes})
+
+
+def ignore(row):
+    pass
+
+
+def refuse(row):
+    raise AssertionError(f"nothing should be trained, but there is {row}")
+
+
+def interrupt_at(step):
+    def on_progress(row):
+        if row["step"] == step and "loss" in row:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+def crash_at(step):
+    def on_progress(row):
+        if row["step"] == step and "loss" in row:
+            raise OSError("the power went out")
+
+    return on_progress
+
+
+def assert_same_weights(model, other):
+    there = other.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, there[name]), name
+
+
+@pytest.fixture
+def fit(make_config, blocks, validation_blocks, tmp_path):
+    """Train in a folder below the test's own, with dropout, so that random states matter."""
+
+    def run(folder="run", config=None, on_progress=ignore, data=None, resume=True, seed=7, **changes):
+        return train_model(
+            config or make_config(attention_dropout=0.1),
+            blocks if data is None else data,
+            validation_blocks,
+            settings(**changes),
+            tmp_path / folder,
+            seed=seed,
+            resume=resume,
+            on_progress=on_progress,
+        )
+
+    return run
