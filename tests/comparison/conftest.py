@@ -32,6 +32,9 @@ SMALL: dict[str, Any] = {
     "sweep_steps": 2,
     "evaluation": {"lengths": [16, 32, 64], "max_windows": 40, "validation_blocks": 3},
 }
+SCHEMES = SMALL["schemes"]
+
+few_windows = pytest.mark.filterwarnings("ignore:Only .* windows:UserWarning")
 
 
 def text(seed: int, sentences: int) -> str:

@@ -1,0 +1,108 @@
+"""Comparisons that are broken off, finished or enlarged: what is there is not made again."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bipe.comparison import compare, runs
+from bipe.comparison.corpus import load_corpus
+from bipe.evaluation.losses import load_curves
+from bipe.report import read_records
+
+from .conftest import SCHEMES, SMALL, few_windows, settings
+
+
+@few_windows
+def test_runs_of_another_release_are_told_of(finished, texts, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "runs" / "rope-0" / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch": "1.0"}))
+    compare(settings(texts), tmp_path / "run", say=lambda line: None)
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "Some runs were made with another torch: 1.0." in summary and "another device" not in summary
+
+
+@few_windows
+def test_a_finished_comparison_is_not_trained_again_and_more_may_follow(
+    finished, texts, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    trained = []
+    real = runs.train_model
+
+    def count(config, blocks, validation, training, folder, **options):
+        if not (Path(folder) / "model.safetensors").exists():
+            trained.append(Path(folder).name)
+        return real(config, blocks, validation, training, folder, **options)
+
+    monkeypatch.setattr(runs, "train_model", count)
+    before = (out / "scores.jsonl").read_bytes()
+    compare(settings(texts), out, say=lambda line: None)
+    assert trained == []
+    assert (out / "scores.jsonl").read_bytes() == before
+    compare(settings(texts, seeds=2), out, say=lambda line: None)
+    assert trained == [f"{scheme}-1" for scheme in SCHEMES]
+    assert (out / "scores.jsonl").read_bytes().startswith(before)
+    trained.clear()
+    compare(settings(texts, schemes=["t5"]), out, say=lambda line: None)
+    assert trained[-2:] == ["t5-0", "t5-1"]
+    assert (out / "scores.jsonl").read_bytes().startswith(before)
+    described = json.loads((out / "settings.json").read_text())
+    assert described["schemes"] == [*SCHEMES, "t5"]
+    assert described["seeds"] == [0, 1]
+    assert {row["scheme"] for row in read_records(out / "scores.jsonl")} == {*SCHEMES, "t5"}
+    marker = (out / "comparison.json").read_bytes()
+    monkeypatch.setattr(sys.modules["bipe.comparison.compare"], "segmenter_of", refuse)
+    with pytest.raises(ValueError, match="no newline"):
+        compare(settings(texts, schemes=["fire"]), out, say=lambda line: None)
+    assert (out / "comparison.json").read_bytes() == marker
+
+
+def refuse(tokenizer, rule):
+    raise ValueError("no newline")
+
+
+@few_windows
+def test_a_broken_off_comparison_ends_with_the_same_losses(finished, texts, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    real, calls = runs.window_losses, []
+
+    def break_off(*arguments, **options):
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(runs, "window_losses", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        compare(settings(texts), out, say=lambda line: None)
+    assert len({row["scheme"] for row in read_records(out / "scores.jsonl")}) == 1
+    with open(out / "scores.jsonl", "a") as file:
+        file.write('{"scheme": "bipe-ro')
+    with pytest.warns(UserWarning, match="broken off"):
+        compare(settings(texts), out, say=lambda line: None)
+    for scheme in SCHEMES:
+        again, once = (
+            load_curves(folder / "runs" / f"{scheme}-0" / "losses.safetensors")
+            for folder in (out, finished[0])
+        )
+        for length in (16, 32, 64):
+            np.testing.assert_array_equal(again["same_targets"][length].nll, once["same_targets"][length].nll)
+    assert read_records(out / "scores.jsonl") == read_records(finished[0] / "scores.jsonl")
+
+
+def test_another_comparison_in_the_folder_is_refused(finished, texts):
+    with pytest.raises(ValueError, match=r"holds another comparison: training\.steps is 4 there and 5 here"):
+        compare(settings(texts, training={**SMALL["training"], "steps": 5}), finished[0])
+
+
+def test_a_folder_from_before_names_were_kept_is_reported_without(finished, texts, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "test_documents.json").unlink()
+    corpus = load_corpus(tmp_path / "run")
+    assert corpus.test_names == [] and len(corpus.test) == 1
