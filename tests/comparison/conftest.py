@@ -70,3 +70,8 @@ def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     with pytest.warns(UserWarning, match="windows"):
         compare(settings(texts), out, say=said.append)
     return out, said
+
+
+@pytest.fixture(scope="module")
+def trained(finished):
+    return finished[0] / "runs" / "bipe-rope-0"
