@@ -1,20 +1,21 @@
 """Every implementation of attention against the eager one, and the eager one against a loop."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
-from bipe import SCHEMES, BipeConfig, BipeForCausalLM, BipeModel
-from bipe.attention import ATTENTIONS, Visible, sdpa
+from bipe import SCHEMES, BipeForCausalLM
+from bipe.attention import ATTENTIONS, Visible
 from bipe.encodings.inter import INTER_ENCODINGS, Relation
-from bipe.encodings.inter.base import Bias, Scorer
+
+from .attention_cases import BATCHES, TableBias, ids_of, logits_and_gradients, random_attention_inputs
 
 ModelMaker = Callable[..., BipeForCausalLM]
 FAST = sorted(set(ATTENTIONS) - {"eager", "flex"})  # flex has tests of its own
@@ -22,64 +23,6 @@ DECAYING = sorted(name for name, scheme in SCHEMES.items() if INTER_ENCODINGS[sc
 PAIRS = [
     (name, scheme) for name in FAST for scheme in sorted(SCHEMES) if name == "sdpa" or scheme in DECAYING
 ]
-
-
-def has_bias(scheme: str) -> bool:
-    """Whether a scheme's encoding adds a bias, seen on two tokens."""
-    sizes = {"hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config = BipeConfig.from_scheme(scheme, end_token_ids=[3], tokens_per_segment=3.0, vocab_size=9, **sizes)
-    model = BipeModel(config)
-    positions = model.positions(torch.tensor([[3, 5]]))
-    return model.inter(positions, positions, torch.float32).bias is not None
-
-
-ROTATION_ONLY = [name for name in sorted(SCHEMES) if not has_bias(name)]
-BORDERS = torch.tensor([0, 7, 8, 15])
-
-
-def ids_of(rows: int, tokens: int) -> Tensor:
-    return torch.randint(12, (rows, tokens), generator=torch.Generator().manual_seed(tokens))
-
-
-def mask_of(*pads: int, tokens: int) -> Tensor:
-    """Rows padded on the left (positive) or on the right (negative)."""
-    rows = [[0] * max(pad, 0) + [1] * (tokens - abs(pad)) + [0] * max(-pad, 0) for pad in pads]
-    return torch.tensor(rows)
-
-
-def documents_of(rows: int, tokens: int) -> Tensor:
-    """The border moves by one from row to row."""
-    column = torch.arange(tokens)
-    return torch.stack([torch.bucketize(column, BORDERS + row, right=True) for row in range(rows)])
-
-
-BATCHES: dict[str, dict[str, Tensor]] = {
-    "plain": {"input_ids": ids_of(2, 20)},
-    "one_token": {"input_ids": ids_of(3, 1)},
-    "long": {"input_ids": ids_of(2, 600)},  # so long that segment_local leaves keys out
-    "left_padded": {"input_ids": ids_of(3, 20), "attention_mask": mask_of(5, 0, 19, tokens=20)},
-    "right_padded": {"input_ids": ids_of(3, 20), "attention_mask": mask_of(-5, 0, -19, tokens=20)},
-    "long_and_padded": {"input_ids": ids_of(2, 600), "attention_mask": mask_of(140, -9, tokens=600)},
-    "packed": {"input_ids": ids_of(2, 20), "document_ids": documents_of(2, 20)},
-    "packed_and_padded": {
-        "input_ids": ids_of(2, 20),
-        "document_ids": documents_of(2, 20),
-        "attention_mask": mask_of(3, -4, tokens=20),
-    },
-}
-
-
-def logits_and_gradients(
-    model: BipeForCausalLM, batch: Mapping[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits at real tokens, and the gradients of a sum over them that treats no two alike."""
-    logits = model(**batch).logits
-    real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-    logits = logits[real]
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
-    (logits * weights).sum().backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return logits.detach(), gradients
 
 
 @pytest.mark.parametrize("batch", sorted(BATCHES))
@@ -123,57 +66,6 @@ def test_pieces_of_a_long_text_match_eager(make_model: ModelMaker, attention: st
     torch.testing.assert_close(torch.cat(found, dim=1)[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch", sorted(BATCHES))
-@pytest.mark.parametrize("scheme", ["rope", "bipe-rope", "bipe-xpos"])
-def test_masks_of_some_queries_at_a_time_are_the_mask_of_all(
-    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, scheme: str, batch: str
-) -> None:
-    given = BATCHES[batch]
-    whole = logits_and_gradients(make_model(scheme), given)
-    monkeypatch.setattr(sdpa, "MASKED_PAIRS", 0)
-    monkeypatch.setattr(sdpa, "MASKED_ROWS", 7)
-    parts = logits_and_gradients(make_model(scheme), given)
-    torch.testing.assert_close(parts[0], whole[0], rtol=1e-5, atol=1e-5)
-    for name, gradient in whole[1].items():
-        tolerance = 1e-5 * max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(parts[1][name], gradient, rtol=1e-3, atol=tolerance, msg=name)
-
-
-def test_a_piece_behind_cached_tokens_needs_no_mask_of_all_pairs(
-    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids, largest = ids_of(1, 600), 0
-    expected = make_model("bipe-rope")(ids).logits
-    monkeypatch.setattr(sdpa, "MASKED_PAIRS", 64 * 64)
-    monkeypatch.setattr(sdpa, "MASKED_ROWS", 16)
-    make = Visible.block
-
-    def block(self: Visible, rows: slice, columns: slice) -> Tensor:
-        nonlocal largest
-        made = make(self, rows, columns)
-        largest = max(largest, made.numel())
-        return made
-
-    monkeypatch.setattr(Visible, "block", block)
-    model, cache = make_model("bipe-rope"), DynamicCache()
-    found = [model(part, past_key_values=cache).logits for part in ids.split([200, 390, 10], dim=1)]
-    torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=1e-4, atol=1e-4)
-    assert 0 < largest <= 16 * 600
-
-
-class TableBias(Bias):
-    """A bias read from a `(B, H, T, S)` table."""
-
-    def __init__(self, table: Tensor) -> None:
-        self.table = table
-
-    def block(self, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
-        return self.table[:, heads, rows, columns].clone()
-
-    def scorer(self, targets: int, sources: int) -> Scorer:
-        return lambda score, batch, head, query, key: score + self.table[batch, head, query, key]
-
-
 def naive_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, visible: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
@@ -195,12 +87,6 @@ def naive_attention(
                 weights[b, h, t, seen] = share / share.sum()
                 mixed[b, t, h] = weights[b, h, t] @ value[b, h // group].double()
     return mixed, weights
-
-
-def random_attention_inputs(targets: int, sources: int) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(3)
-    shapes = {"query": (2, 4, targets, 8), "key": (2, 2, sources, 8), "value": (2, 2, sources, 8)}
-    return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -242,29 +128,6 @@ def test_eager_weights_sum_to_one_over_what_may_be_seen(make_model: ModelMaker, 
         rows = weights.transpose(1, 2)[real]
         torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
         assert not rows[(~visible)[real][:, None].expand_as(rows)].any()
-
-
-class KernelCalls:
-    """Stands in for torch's fused kernel and remembers how it was called."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-        self.kernel = nn.functional.scaled_dot_product_attention
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        self.calls.append(options)
-        return self.kernel(query, key, value, **options)
-
-
-@pytest.mark.parametrize("mask", [None, torch.ones(2, 20, dtype=torch.int64)])
-@pytest.mark.parametrize("scheme", ROTATION_ONLY)
-def test_rotations_alone_take_the_causal_kernel_without_a_mask(
-    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, scheme: str, mask: Tensor | None
-) -> None:
-    kernel = KernelCalls()
-    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", kernel)
-    make_model(scheme, attn_implementation="sdpa")(ids_of(2, 20), attention_mask=mask)
-    assert [(call["attn_mask"], call["is_causal"]) for call in kernel.calls] == [(None, True)] * 2
 
 
 def test_the_default_is_the_fastest_exact_one(make_model: ModelMaker) -> None:
@@ -383,34 +246,6 @@ def test_training_keeps_no_bias_in_memory(make_model: ModelMaker, attention: str
     assert saved_bytes(model, 2048) < 2.2 * saved_bytes(model, 1024)
 
 
-class LearnedBias(TableBias):
-    """A table with gradients."""
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__(table)
-        self.differentiable = (table,)
-
-
-def test_gradients_reach_a_bias_that_learns() -> None:
-    tensors = random_attention_inputs(300, 300)
-    table = torch.randn(1, 4, 300, 300, generator=torch.Generator().manual_seed(4))
-    layer = SimpleNamespace(num_key_value_groups=2, training=False)
-    found = []
-    for attention in ("eager", "sdpa"):
-        learned = table.clone().requires_grad_()
-        mixed, _ = ATTENTIONS[attention](
-            layer,
-            *tensors.values(),
-            Visible(300, 300),
-            relation=Relation(bias=LearnedBias(learned)),
-            scaling=0.3,
-        )
-        (mixed * mixed.detach().cos()).sum().backward()
-        found.append(learned.grad)
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
-    assert found[0].abs().max() > 1e-3
-
-
 LEARNED = ["alibi-learned", "bipe-alibi2-learned", "bipe-kerple", "bipe-t5", "bipe-fire", "cope"]
 
 
@@ -429,54 +264,3 @@ def test_a_frozen_bias_leaves_other_gradients(make_model: ModelMaker, scheme: st
         assert all((part.grad is None) is frozen for part in model.model.inter.parameters())
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("tokens", [200, 1])
-def test_autocast_leaves_the_bias_in_float32(tokens: int) -> None:
-    """It would take the mask of the kernel, too, for something to halve."""
-    tensors = {name: part.bfloat16() for name, part in random_attention_inputs(tokens, 200).items()}
-    layer, bias = SimpleNamespace(num_key_value_groups=2, training=False), []
-    found = []
-    for enabled in (False, True):
-        bias = TableBias(torch.randn(1, 4, 200, 200, generator=torch.Generator().manual_seed(4)))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            mixed, _ = ATTENTIONS["sdpa"](
-                layer,
-                *tensors.values(),
-                Visible(tokens, 200, past=200 - tokens),
-                relation=Relation(bias=bias),
-                scaling=0.3,
-            )
-        found.append(mixed)
-    assert found[0].equal(found[1])
-
-
-def test_no_two_queries_drop_the_same_weights() -> None:
-    """Values of which each key has its own channel show the weights."""
-    tokens = 128
-    zeros, value = torch.zeros(1, 1, tokens, tokens), torch.eye(tokens)[None, None]
-    mixed, _ = ATTENTIONS["sdpa"](
-        SimpleNamespace(num_key_value_groups=1, training=True),
-        *(zeros, zeros, value),
-        Visible(tokens, tokens),
-        relation=Relation(bias=TableBias(zeros)),
-        scaling=1.0,
-        dropout=0.5,
-    )
-    kept = mixed[0, 31:, 0, :32] > 0  # of queries that see all of these keys
-    assert len(kept.unique(dim=0)) == len(kept)
-
-
-def test_dropout_is_the_same_in_both_directions() -> None:
-    """The output is linear in the values, so their gradient must be that of the weights that were kept."""
-    tensors = random_attention_inputs(300, 300)
-    value = tensors["value"].requires_grad_()
-    layer = SimpleNamespace(num_key_value_groups=2, training=True)
-    bias = TableBias(torch.zeros(1, 4, 300, 300))
-    mixed, _ = ATTENTIONS["sdpa"](
-        layer, *tensors.values(), Visible(300, 300), relation=Relation(bias=bias), scaling=0.3, dropout=0.5
-    )
-    direction = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(1))
-    (gradient,) = torch.autograd.grad((mixed * direction).sum(), value)
-    found, expected = ((one * two.detach()).sum() for one, two in ((gradient, value), (direction, mixed)))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
