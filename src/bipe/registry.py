@@ -60,7 +60,8 @@ def check_number(
 def split_spec(kind: str, table: Mapping[str, type[V]], spec: Any) -> tuple[type[V], dict[str, Any]]:
     """Split `{"type": name, **options}` into the registered class and its options.
 
-    The options are the keyword parameters of the class (its keyword-only ones where it has any).
+    The options are the keyword parameters of the class (its keyword-only ones where it has any), and the
+    names in its `config_options`.
 
     Raises:
         ValueError: `spec` is not a dictionary with a `"type"`, the type is unknown, or an option is unknown
@@ -73,9 +74,10 @@ def split_spec(kind: str, table: Mapping[str, type[V]], spec: Any) -> tuple[type
     parameters = inspect.signature(entry).parameters.values()
     keyword_only = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     accepted = {p.name: p for p in (keyword_only or [p for p in parameters if p.name != "config"])}
-    if unknown := sorted(set(options) - set(accepted)):
-        known = ", ".join(sorted(accepted)) or "none"
-        raise ValueError(f"Unknown option {unknown[0]!r} of {kind} {spec['type']!r}. Its options: {known}.")
+    known = {*accepted, *getattr(entry, "config_options", ())}
+    if unknown := sorted(set(options) - known):
+        choices = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"Unknown option {unknown[0]!r} of {kind} {spec['type']!r}. Its options: {choices}.")
     for name, parameter in accepted.items():
         if parameter.default is inspect.Parameter.empty and name not in options:
             raise ValueError(f"The {kind} {spec['type']!r} needs the option {name!r}.")

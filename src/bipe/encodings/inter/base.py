@@ -272,6 +272,7 @@ class InterEncoding(nn.Module, ABC):
     The keyword-only parameters of `__init__` are the options of the config's `inter` dictionary.
 
     Attributes:
+        config_options: further options, which `adopt` moves into fields of the config.
         shift_invariant: whether only differences of the index matter.
         decays: whether its relation has a `DecayingBias`.
         reads_content: whether its relation has a `ContentBias`.
@@ -279,12 +280,13 @@ class InterEncoding(nn.Module, ABC):
         index: what is counted, one of `INDICES`.
     """
 
+    config_options: ClassVar[tuple[str, ...]] = ()
     shift_invariant: ClassVar[bool] = True
     decays: ClassVar[bool] = False
     reads_content: ClassVar[bool] = False
     reads_inside: ClassVar[bool] = False
 
-    def __init__(self, config: LlamaConfig | None = None, *, index: str = "segment") -> None:
+    def __init__(self, config: LlamaConfig, *, index: str = "segment") -> None:
         super().__init__()
         self.index = index
 

@@ -22,10 +22,8 @@ class Hirope(Rope):
 
     reads_inside = True
 
-    def __init__(
-        self, config: LlamaConfig, *, theta: float | None = None, scaling: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__(config, theta=theta, scaling=scaling)
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
 
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:

@@ -37,11 +37,9 @@ class RandomizedRope(Rope):
         stretch: float = 16.0,
         evaluation_stretch: float = 1.0,
         seed: int = 0,
-        theta: float | None = None,
-        scaling: dict[str, Any] | None = None,
         index: str = "segment",
     ) -> None:
-        super().__init__(config, theta=theta, scaling=scaling, index=index)
+        super().__init__(config, index=index)
         self.stretch, self.evaluation_stretch, self.seed = stretch, evaluation_stretch, seed
 
     @property

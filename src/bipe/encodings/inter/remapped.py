@@ -71,11 +71,9 @@ class RemappedRope(Rope):
         self,
         config: LlamaConfig,
         window: int,
-        theta: float | None = None,
-        scaling: dict[str, Any] | None = None,
         index: str = "segment",
     ) -> None:
-        super().__init__(config, theta=theta, scaling=scaling, index=index)
+        super().__init__(config, index=index)
         self.window = window
 
     @classmethod

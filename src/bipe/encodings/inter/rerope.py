@@ -1,7 +1,5 @@
 """RoPE whose distances stop growing."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import LlamaConfig
@@ -24,11 +22,9 @@ class Rerope(RemappedRope):
         config: LlamaConfig,
         *,
         window: int = 64,
-        theta: float | None = None,
-        scaling: dict[str, Any] | None = None,
         index: str = "segment",
     ) -> None:
-        super().__init__(config, window, theta, scaling, index)
+        super().__init__(config, window, index)
 
     def far(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return torch.full_like(index, self.window), torch.zeros_like(index)

@@ -56,18 +56,11 @@ class Rope(IndexEncoding):
             below 1 only while a retrofitted model trains.
     """
 
+    config_options = ("theta", "scaling")
     blend: float = 1.0
 
-    def __init__(
-        self,
-        config: LlamaConfig,
-        *,
-        theta: float | None = None,
-        scaling: dict[str, Any] | None = None,
-        index: str = "segment",
-    ) -> None:
+    def __init__(self, config: LlamaConfig, *, index: str = "segment") -> None:
         super().__init__(config, index=index)
-        assert theta is None and scaling is None, "`adopt` moves them into config.rope_parameters"
         self.rotary = LlamaRotaryEmbedding(_rotary_config(config))
 
     @property
@@ -98,7 +91,7 @@ class Rope(IndexEncoding):
                 )
         if moved:
             config.rope_parameters = {**explicit, **moved}
-        return {key: value for key, value in options.items() if key not in ("theta", "scaling")}
+        return {key: value for key, value in options.items() if key not in cls.config_options}
 
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:

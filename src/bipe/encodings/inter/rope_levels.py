@@ -29,10 +29,8 @@ class RopeLevels(Rope):
         config: LlamaConfig,
         *,
         shares: list[int] | None = None,
-        theta: float | None = None,
-        scaling: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(config, theta=theta, scaling=scaling)
+        super().__init__(config)
         shares = shares or [1] * levels_in(config)
         turns = [level for level, share in enumerate(shares) for _ in range(share)]
         half = self.rotary.inv_freq.shape[0]

@@ -1,7 +1,5 @@
 """RoPE whose far distances are counted in groups."""
 
-from typing import Any
-
 from torch import Tensor
 from transformers import LlamaConfig
 
@@ -26,11 +24,9 @@ class SelfExtend(RemappedRope):
         *,
         window: int = 64,
         group: int = 8,
-        theta: float | None = None,
-        scaling: dict[str, Any] | None = None,
         index: str = "segment",
     ) -> None:
-        super().__init__(config, window, theta, scaling, index)
+        super().__init__(config, window, index)
         self.group = group
 
     def far(self, index: Tensor) -> tuple[Tensor, Tensor]:

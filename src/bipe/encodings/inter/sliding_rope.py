@@ -49,11 +49,9 @@ class SlidingRope(Rope):
         config: LlamaConfig,
         *,
         window: int = 128,
-        theta: float | None = None,
-        scaling: dict[str, Any] | None = None,
         index: str = "segment",
     ) -> None:
-        super().__init__(config, theta=theta, scaling=scaling, index=index)
+        super().__init__(config, index=index)
         self.window, self.heads = window, config.num_attention_heads
 
     @classmethod

@@ -33,11 +33,9 @@ class Xpos(Rope):
         *,
         gamma: float = 0.4,
         scale_base: float = 512.0,
-        theta: float | None = None,
-        scaling: dict[str, Any] | None = None,
         index: str = "segment",
     ) -> None:
-        super().__init__(config, theta=theta, scaling=scaling, index=index)
+        super().__init__(config, index=index)
         self.gamma, self.scale_base = gamma, scale_base
 
     @classmethod
