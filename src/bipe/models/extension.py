@@ -16,7 +16,7 @@ from bipe.encodings.inter.rope import Rope, counts_tokens
 from bipe.registry import check_number, choose, split_spec
 
 from .configuration import BipeConfig
-from .convert import check_free, read_source, write_checkpoint
+from .convert import Source, check_free, read_source, write_checkpoint
 from .modeling import BipeForCausalLM
 
 NEARLY_ALL = 0.75
@@ -102,10 +102,6 @@ class Extension:
         return "\n".join(lines)
 
 
-def _linear(config: BipeConfig, factor: float) -> dict[str, Any]:
-    return {"rope_type": "linear", "factor": factor}
-
-
 def _ntk(config: BipeConfig, factor: float) -> dict[str, Any]:
     """NTK-aware scaling: a base with which the slowest pair is slowed by the factor, as in `dynamic`."""
     width = config.head_dim or 0
@@ -115,14 +111,6 @@ def _ntk(config: BipeConfig, factor: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta * factor ** (width / (width - 2))}
 
 
-def _dynamic(config: BipeConfig, factor: float) -> dict[str, Any]:
-    return {"rope_type": "dynamic", "factor": factor}
-
-
-def _yarn(config: BipeConfig, factor: float) -> dict[str, Any]:
-    return {"rope_type": "yarn", "factor": factor}
-
-
 def _longrope(config: BipeConfig, factor: float) -> dict[str, Any]:
     """Without factors that were searched for, those of NTK-aware scaling, on long texts alone."""
     pairs = (config.head_dim or 0) // 2
@@ -130,17 +118,18 @@ def _longrope(config: BipeConfig, factor: float) -> dict[str, Any]:
     return {"rope_type": "longrope", "factor": factor, "short_factor": [1.0] * pairs, "long_factor": long}
 
 
-def _llama3(config: BipeConfig, factor: float) -> dict[str, Any]:
-    return {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-
-
 METHODS: dict[str, Callable[[BipeConfig, float], dict[str, Any]]] = {
-    "dynamic": _dynamic,
-    "linear": _linear,
-    "llama3": _llama3,
+    "dynamic": lambda _, factor: {"rope_type": "dynamic", "factor": factor},
+    "linear": lambda _, factor: {"rope_type": "linear", "factor": factor},
+    "llama3": lambda _, factor: {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
     "longrope": _longrope,
     "ntk": _ntk,
-    "yarn": _yarn,
+    "yarn": lambda _, factor: {"rope_type": "yarn", "factor": factor},
 }
 """What each method writes into `rope_parameters`; transformers' own functions compute with it."""
 
@@ -341,10 +330,8 @@ def extend_checkpoint(
     """
     source, target = Path(source), Path(target).resolve()
     check_free(source, target)
-    extension = read_extension(source, method, factor, original=original, parameters=parameters)
-    with torch.device("meta"):
-        model = BipeForCausalLM(extension.config)
-    write_checkpoint(model, read_source(source).weights, source, target)
+    found, extension = read_extension(source, method, factor, original=original, parameters=parameters)
+    write_extended(extension, found, source, target)
     return extension
 
 
@@ -355,8 +342,8 @@ def read_extension(
     *,
     original: int | None = None,
     parameters: Mapping[str, Any] | None = None,
-) -> Extension:
-    """As `extension_of`, of a checkpoint; the record names the folder and a checksum of its weights.
+) -> tuple[Source, Extension]:
+    """A checkpoint, and as `extension_of` what it becomes, on record with its name and a checksum of weights.
 
     Raises:
         ValueError: as `extend_checkpoint`.
@@ -369,4 +356,11 @@ def read_extension(
         digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
     assert extension.config.extension is not None
     extension.config.extension |= {"source": source.resolve().name, "weights": digest.hexdigest()[:16]}
-    return extension
+    return found, extension
+
+
+def write_extended(extension: Extension, found: Source, source: Path, target: Path) -> None:
+    """Write the extended model: what `read_extension` gives, with the tokenizer in the source's folder."""
+    with torch.device("meta"):
+        model = BipeForCausalLM(extension.config)
+    write_checkpoint(model, found.weights, source, target)

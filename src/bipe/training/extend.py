@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bipe.models.convert import read_config, read_source
-from bipe.models.extension import Extension, extend_checkpoint, read_extension
+from bipe.models.convert import read_config
+from bipe.models.extension import Extension, extend_checkpoint, read_extension, write_extended
 from bipe.processes import processes
 
 from .history import Progress
@@ -58,8 +58,8 @@ def extend(
             "result to torchrun ... bipe train as --start."
         )
     start = out.with_name(f"{out.name}.start")
-    extension = read_extension(source, method, factor, original=original, parameters=parameters)
-    length = round(factor * read_source(source).config.max_position_embeddings)
+    found, extension = read_extension(source, method, factor, original=original, parameters=parameters)
+    length = round(factor * found.config.max_position_embeddings)
     values = {"start": str(start), "data.train_length": length, **(settings or {})}
     recipe = read_settings(Recipe, None, overrides, values)
     refuse_foreign_files(out)
@@ -67,7 +67,8 @@ def extend(
         _refuse_another(folder, extension)
     made = not start.exists()
     if made:
-        extend_checkpoint(source, start, method, factor, original=original, parameters=parameters)
+        write_extended(extension, found, source, start)
+    del found  # a second copy of the weights while training has its own
     try:
         trained = train_recipe(recipe, out, on_progress=on_progress)
     except ValueError:
