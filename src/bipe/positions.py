@@ -34,12 +34,8 @@ class BilevelPositions(NamedTuple):
 
     def pad_to(self, length: int) -> "BilevelPositions":
         """The positions with zeros appended up to `length` columns, for cache slots not filled yet."""
-        missing = length - self.token.shape[1]
-        return (
-            self
-            if missing <= 0
-            else BilevelPositions(*(torch.nn.functional.pad(index, (0, missing)) for index in self))
-        )
+        missing = max(0, length - self.token.shape[1])
+        return BilevelPositions(*(torch.nn.functional.pad(index, (0, missing)) for index in self))
 
 
 class MultilevelPositions(NamedTuple):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bipe.benchmarks.interleaved import Ratio, extra_peak_bytes, ratio, seconds_of
+from bipe.benchmarks.interleaved import extra_peak_bytes, ratio, seconds_of
 
 
 def test_works_take_turns_in_changing_order_and_the_first_round_does_not_count() -> None:
@@ -19,8 +19,7 @@ def test_works_take_turns_in_changing_order_and_the_first_round_does_not_count()
 def test_ratios_are_of_the_same_round() -> None:
     # The machine was three times as slow in the second round, which leaves the ratio alone.
     found = ratio([2.0, 6.0, 1.0], [4.0, 12.0, 1.0])
-    assert found == Ratio(median=0.5, low=0.5, high=1.0, rounds=3)
-    assert found.to_dict() == {"median": 0.5, "low": 0.5, "high": 1.0, "rounds": 3}
+    assert found == {"median": 0.5, "low": 0.5, "high": 1.0, "rounds": 3}
 
 
 def test_no_round_is_refused() -> None:

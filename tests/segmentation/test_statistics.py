@@ -22,7 +22,7 @@ from bipe.segmentation.statistics import (
 ROWS = st.integers(1, 3).flatmap(
     lambda rows: st.integers(1, 20).flatmap(
         lambda columns: st.lists(
-            st.lists(st.tuples(st.booleans(), st.booleans()), min_size=columns, max_size=columns),
+            st.lists(st.booleans(), min_size=columns, max_size=columns),
             min_size=rows,
             max_size=rows,
         )
@@ -31,29 +31,23 @@ ROWS = st.integers(1, 3).flatmap(
 DOCUMENTS = st.lists(st.lists(st.integers(0, 3), max_size=40).map(torch.tensor), min_size=1, max_size=4)
 
 
-def counted(is_end: list[bool], document_ids: list[int], length: int) -> list[int]:
+def counted(is_end: list[bool]) -> list[int]:
     """One row's tokens per segment, a token at a time."""
     counts, tokens = [], 0
     for column, end in enumerate(is_end):
         tokens += 1
-        last = column + 1 == len(is_end)
-        if end or last or (column + 1) % length == 0 or document_ids[column] != document_ids[column + 1]:
+        if end or column + 1 == len(is_end):
             counts.append(tokens)
             tokens = 0
     return counts
 
 
-@given(rows=ROWS, length=st.integers(1, 25))
-def test_counts_equal_a_loop(rows: list[list[tuple[bool, bool]]], length: int) -> None:
-    is_end = torch.tensor([[end for end, _ in row] for row in rows])
-    document_ids = torch.tensor([[border for _, border in row] for row in rows]).long().cumsum(1)
-    expected = [
-        count
-        for ends, ids in zip(is_end.tolist(), document_ids.tolist(), strict=True)
-        for count in counted(ends, ids, length)
-    ]
+@given(rows=ROWS)
+def test_counts_equal_a_loop(rows: list[list[bool]]) -> None:
+    is_end = torch.tensor(rows)
+    expected = [count for row in rows for count in counted(row)]
     before = is_end.clone()
-    assert tokens_per_segment(is_end, document_ids, length).tolist() == expected
+    assert tokens_per_segment(is_end).tolist() == expected
     assert torch.equal(is_end, before)
     assert tokens_per_segment(is_end).sum() == is_end.numel()
     assert torch.equal(tokens_per_segment(is_end[0]), tokens_per_segment(is_end[:1]))
@@ -62,11 +56,6 @@ def test_counts_equal_a_loop(rows: list[list[tuple[bool, bool]]], length: int) -
 def test_no_token_makes_no_segment() -> None:
     assert tokens_per_segment(torch.zeros(0, dtype=torch.bool)).tolist() == []
     assert tokens_per_segment(torch.zeros(3, 0, dtype=torch.bool)).tolist() == []
-
-
-def test_document_ids_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"needs the shape of is_end, \(1, 3\); got \(3,\)\."):
-        tokens_per_segment(torch.zeros(1, 3, dtype=torch.bool), torch.zeros(3, dtype=torch.int64))
 
 
 @given(counts=st.lists(st.integers(1, 2 * HISTOGRAM_CAP), min_size=1, max_size=300).map(torch.tensor))
@@ -135,7 +124,7 @@ def test_mean_caps_each_segment(documents: list[Tensor], cap: int) -> None:
     capped: list[int] = []
     for document in documents:
         ends = (document == 0).tolist()
-        capped += [min(count, cap) for count in counted(ends, [0] * len(ends), 1_000)]
+        capped += [min(count, cap) for count in counted(ends)]
     assert math.isclose(mean_tokens_per_segment(documents, TokenSet([0]), cap), sum(capped) / len(capped))
 
 

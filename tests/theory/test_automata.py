@@ -47,18 +47,6 @@ def test_sets_of_states_are_the_ends_of_all_paths(seed: int, word: list[str], st
     for end, found in enumerate(automaton.run(word), start=1):
         expected = {state for start in begin for state in paths_end(automaton, word[:end], start)}
         assert set(np.flatnonzero(found)) == expected
-    matrix = automaton.matrix(word)
-    for start in range(states):
-        assert set(np.flatnonzero(matrix[start])) == paths_end(automaton, word, start)
-
-
-@given(seeds, words, st.integers(1, 4))
-def test_a_determinised_automaton_accepts_the_same_words(seed: int, word: list[str], states: int) -> None:
-    automaton = random_nfa(random.Random(seed), states, SYMBOLS)
-    single = automaton.determinised()
-    assert (single.transitions.sum(axis=2) == 1).all() and single.initial.sum() == 1
-    assert single.accepts(word) == automaton.accepts(word)
-    assert single.is_equivalent(automaton)
 
 
 @given(seeds, seeds, st.integers(1, 3))

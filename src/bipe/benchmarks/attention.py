@@ -255,7 +255,7 @@ def measure(
             "length": length,
             "mode": mode,
             "baseline": baseline,
-            **ratio(seconds, times[baseline, length]).to_dict(),
+            **ratio(seconds, times[baseline, length]),
             "extra_peak_bytes": peaks[name, length],
             "error": _error(made[length], name, masks.get(length)) if length <= LONGEST_CHECKED else None,
         }
@@ -268,7 +268,7 @@ def measure(
             "length": longer,
             "shorter": shorter,
             "mode": mode,
-            **ratio(times[name, longer], times[name, shorter]).to_dict(),
+            **ratio(times[name, longer], times[name, shorter]),
             "peak_ratio": round(peaks[name, longer] / peaks[name, shorter], 3),
         }
         for name in names

@@ -5,7 +5,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,30 +12,6 @@ from torch.profiler import ProfilerActivity, profile
 
 K = TypeVar("K", bound=Hashable)
 Work = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How long one work takes relative to another of the same round.
-
-    Attributes:
-        median: over the rounds.
-        low: the smallest.
-        high: the largest.
-        rounds: how many.
-    """
-
-    median: float
-    low: float
-    high: float
-    rounds: int
-
-    def to_dict(self) -> dict[str, float | int]:
-        """As a row of JSON, to four digits."""
-        return {
-            **{name: float(f"{getattr(self, name):.4g}") for name in ("median", "low", "high")},
-            "rounds": self.rounds,
-        }
 
 
 def seconds_of(works: Mapping[K, Work], rounds: int) -> dict[K, list[float]]:
@@ -67,10 +42,15 @@ def seconds_of(works: Mapping[K, Work], rounds: int) -> dict[K, list[float]]:
     return times
 
 
-def ratio(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
-    """The times relative to the baseline's of the same rounds."""
+def ratio(times: Sequence[float], baseline: Sequence[float]) -> dict[str, float | int]:
+    """How long a work takes relative to a baseline in the same rounds: a row of JSON, to four digits.
+
+    >>> ratio([2.0, 3.0, 2.5], [1.0, 1.0, 1.0])
+    {'median': 2.5, 'low': 2.0, 'high': 3.0, 'rounds': 3}
+    """
     found = [mine / other for mine, other in zip(times, baseline, strict=True)]
-    return Ratio(statistics.median(found), min(found), max(found), len(found))
+    spread = {"median": statistics.median(found), "low": min(found), "high": max(found)}
+    return {**{name: float(f"{value:.4g}") for name, value in spread.items()}, "rounds": len(found)}
 
 
 def _wait() -> None:

@@ -88,7 +88,7 @@ def measure_steps(
             {
                 "scheme": scheme,
                 "length": length,
-                **ratio(times[scheme], times[LLAMA]).to_dict(),
+                **ratio(times[scheme], times[LLAMA]),
                 "extra_peak_bytes": peaks[scheme],
                 "peak_ratio": round(peaks[scheme] / peaks[LLAMA], 3),
             }
@@ -139,7 +139,7 @@ def measure_positions(
         "scheme": scheme,
         "rows": rows,
         "length": length,
-        **ratio(times["positions"], times["forward"]).to_dict(),
+        **ratio(times["positions"], times["forward"]),
     }
 
 
@@ -182,7 +182,7 @@ def measure_generation(
                 "scheme": scheme,
                 "context": context,
                 "new_tokens": new_tokens,
-                **ratio(times[scheme], times[LLAMA]).to_dict(),
+                **ratio(times[scheme], times[LLAMA]),
             }
             for scheme in dict.fromkeys(schemes)
         ]

@@ -1,5 +1,6 @@
 """What a segmenter is."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -27,6 +28,20 @@ class Segmenter(Protocol):
     def to_spec(self) -> dict[str, Any]:
         """Return the JSON-able dictionary that a config stores and `build_segmenter` reads."""
         ...
+
+
+def columns_of(token_ids: Tensor) -> Tensor:
+    """The index of each token, `(B, T)` int64, where each row is one document."""
+    return torch.arange(token_ids.shape[-1], device=token_ids.device).expand_as(token_ids)
+
+
+def on_device(values: Sequence[Any], device: torch.device, copies: dict[torch.device, Tensor]) -> Tensor:
+    """Whole numbers as an int64 tensor, copied to each device once."""
+    if torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
+        return torch.tensor(values, device=device)
+    if device not in copies:
+        copies[device] = torch.tensor(values, device=device)
+    return copies[device]
 
 
 class Reading(NamedTuple):

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from bipe.segmentation.base import columns_of
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,8 @@ class FixedLength:
 
     def __call__(self, token_ids: Tensor, token_index: Tensor | None = None) -> Tensor:
         """Return `is_end`, counted from each document's first token; arguments as in `Segmenter`."""
-        if token_index is None:
-            token_index = torch.arange(token_ids.shape[-1], device=token_ids.device).expand_as(token_ids)
-        return (token_index + 1) % self.n == 0
+        index = columns_of(token_ids) if token_index is None else token_index
+        return (index + 1) % self.n == 0
 
     def to_spec(self) -> dict[str, Any]:
         """Return `{"type": "fixed_length", "n": n}`."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bipe.segmentation.base import Reading, Segmenter, levels_of, read_ends
+from bipe.segmentation.base import Reading, Segmenter, columns_of, levels_of, read_ends
 
 MOST_LEVELS = 8
 """Whose memories fit into one number."""
@@ -50,9 +50,8 @@ class Levels:
 
     def __call__(self, token_ids: Tensor, token_index: Tensor | None = None) -> Tensor:
         """Return `is_end` of the innermost segments; the arguments are those of `Segmenter`."""
-        if token_index is None:
-            token_index = torch.arange(token_ids.shape[-1], device=token_ids.device).expand_as(token_ids)
-        return self.read(token_ids, token_index).ends > 0
+        index = columns_of(token_ids) if token_index is None else token_index
+        return self.read(token_ids, index).ends > 0
 
     def read(self, token_ids: Tensor, token_index: Tensor, memory: Tensor | None = None) -> Reading:
         """As `ReadingSegmenter.read`."""

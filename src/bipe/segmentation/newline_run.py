@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bipe.segmentation.base import Reading
+from bipe.segmentation.base import Reading, columns_of, on_device
 from bipe.vocabulary import token_texts
 
 MOST = 15
@@ -102,9 +102,8 @@ class NewlineRun:
 
     def __call__(self, token_ids: Tensor, token_index: Tensor | None = None) -> Tensor:
         """Return `is_end`; the arguments are those of `Segmenter`."""
-        if token_index is None:
-            token_index = torch.arange(token_ids.shape[-1], device=token_ids.device).expand_as(token_ids)
-        return self.read(token_ids, token_index).ends > 0
+        index = columns_of(token_ids) if token_index is None else token_index
+        return self.read(token_ids, index).ends > 0
 
     def read(self, token_ids: Tensor, token_index: Tensor, memory: Tensor | None = None) -> Reading:
         """As `ReadingSegmenter.read`; the memory is the number of newlines in the run so far."""
@@ -130,20 +129,12 @@ class NewlineRun:
 
     def _newlines(self, token_ids: Tensor, padding: Tensor) -> tuple[Tensor, ...]:
         """Head, inner, tail and blank of each token, `(B, T)` int64 each; padding is blank."""
-        table = self._table_on(token_ids.device)
+        table = on_device(self.tokens, token_ids.device, self._tables)  # (n, 5), ascending
         ids = table[:, 0].contiguous()
         row = torch.searchsorted(ids, token_ids.long().contiguous()).clamp(max=len(ids) - 1)
         found = table[row, 1:] * (ids[row] == token_ids)[..., None]
         head, inner, tail, blank = found.masked_fill(padding[..., None], 0).unbind(dim=-1)
         return head, inner, tail, blank + padding.long()
-
-    def _table_on(self, device: torch.device) -> Tensor:
-        """The tokens as `(n, 5)` int64, ascending, copied to each device once."""
-        if torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
-            return torch.tensor(self.tokens, device=device)
-        if device not in self._tables:
-            self._tables[device] = torch.tensor(self.tokens, device=device)
-        return self._tables[device]
 
 
 def _checked_tokens(tokens: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

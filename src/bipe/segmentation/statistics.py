@@ -56,39 +56,21 @@ class SegmentStatistics:
         return asdict(self) | {"histogram": list(self.histogram)}
 
 
-def tokens_per_segment(
-    is_end: Tensor, document_ids: Tensor | None = None, length: int | None = None
-) -> Tensor:
+def tokens_per_segment(is_end: Tensor) -> Tensor:
     """Count the tokens of each segment, row by row.
 
     >>> is_end = torch.tensor([False, True, False, False, True, False])
     >>> tokens_per_segment(is_end).tolist()
     [2, 3, 1]
-    >>> tokens_per_segment(is_end, length=4).tolist()
-    [2, 2, 1, 1]
 
     Args:
         is_end: `(T,)` or `(B, T)` bool, true on the last token of each segment. A row's last token ends one.
-        document_ids: of the same shape, int64; a segment also ends where the document does.
-        length: a segment also ends after each so many tokens of a row: windows of a text, the last one
-            shorter.
 
     Returns:
         `(segments,)` int64; the counts add up to the number of tokens.
-
-    Raises:
-        ValueError: `length` is less than 1, or `document_ids` has another shape.
     """
     ends = torch.atleast_2d(is_end).clone()
     ends[:, -1:] = True
-    if document_ids is not None:
-        if document_ids.shape != is_end.shape:
-            shape, expected = tuple(document_ids.shape), tuple(is_end.shape)
-            raise ValueError(f"document_ids needs the shape of is_end, {expected}; got {shape}.")
-        documents = torch.atleast_2d(document_ids)
-        ends[:, :-1] |= documents[:, 1:] != documents[:, :-1]
-    if length is not None:
-        ends[:, _positive("length", length) - 1 :: length] = True
     last = ends.flatten().nonzero().flatten()
     return last.diff(prepend=last.new_tensor([-1]))
 

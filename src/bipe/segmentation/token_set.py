@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bipe.registry import choose
+from bipe.segmentation.base import on_device
 from bipe.segmentation.rules import RULES
 
 
@@ -53,21 +54,13 @@ class TokenSet:
 
     def __call__(self, token_ids: Tensor, token_index: Tensor | None = None) -> Tensor:
         """Return `is_end`, true where a token is in the set; the arguments are those of `Segmenter`."""
-        ends = self._ends_on(token_ids.device)
+        ends = on_device(self.end_token_ids, token_ids.device, self._sorted_ids)
         nearest = torch.searchsorted(ends, token_ids.long().contiguous()).clamp(max=len(ends) - 1)
         return ends[nearest] == token_ids
 
     def to_spec(self) -> dict[str, Any]:
         """Return `{"type": "token_set", "end_token_ids": [...]}`."""
         return {"type": "token_set", "end_token_ids": list(self.end_token_ids)}
-
-    def _ends_on(self, device: torch.device) -> Tensor:
-        """Return the ids as a sorted `(ends,)` int64 tensor, copied to each device once."""
-        if torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
-            return torch.tensor(self.end_token_ids, device=device)
-        if device not in self._sorted_ids:
-            self._sorted_ids[device] = torch.tensor(self.end_token_ids, device=device)
-        return self._sorted_ids[device]
 
 
 def _checked(end_token_ids: Iterable[int]) -> tuple[int, ...]:

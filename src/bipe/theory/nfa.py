@@ -99,13 +99,6 @@ class NFA:
             known = ", ".join(map(str, self.symbols))
             raise ValueError(f"The symbol {symbol!r} is not in the alphabet: {known}.") from None
 
-    def matrix(self, word: Iterable[Symbol]) -> np.ndarray:
-        """Which states a word leads to from which, `(n, n)` bool."""
-        product = np.eye(self.states, dtype=bool)
-        for symbol in word:
-            product = product @ self.transitions[self.index(symbol)]
-        return product
-
     def run(self, word: Iterable[Symbol]) -> np.ndarray:
         """The states that can be reached after each symbol, `(T, n)` bool."""
         current, seen = self.initial, []
@@ -118,27 +111,6 @@ class NFA:
         """Whether a word can end in an accepting state."""
         last = self.run(word)[-1] if len(word) else self.initial
         return bool((last & self.accepting).any())
-
-    def determinised(self) -> "NFA":
-        """The deterministic automaton of the reachable sets of states; the empty set is one of them."""
-        numbers: dict[bytes, int] = {self.initial.tobytes(): 0}
-        sets, moves = [self.initial], []
-        for current in sets:  # it grows while it is read
-            row = []
-            for matrix in self.transitions:
-                following = current @ matrix
-                key = following.tobytes()
-                if key not in numbers:
-                    numbers[key] = len(sets)
-                    sets.append(following)
-                row.append(numbers[key])
-            moves.append(row)
-        transitions = np.zeros((len(self.symbols), len(sets), len(sets)), dtype=bool)
-        for source, row in enumerate(moves):
-            for place, target in enumerate(row):
-                transitions[place, source, target] = True
-        accepting = np.array([bool((states & self.accepting).any()) for states in sets])
-        return NFA(self.symbols, transitions, subset([0], len(sets)), accepting)
 
     def difference(self, other: "NFA") -> tuple[Symbol, ...] | None:
         """A shortest word that one of two automata accepts and the other does not, None where there is none.

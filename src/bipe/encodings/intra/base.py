@@ -20,8 +20,11 @@ class IntraEncoding(nn.Module, ABC):
         max_offset: number of offsets that the encoding can tell apart, or None where there is no limit.
     """
 
-    config: LlamaConfig
     max_offset: int | None = None
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
 
     @property
     def longest_offset(self) -> int | None:

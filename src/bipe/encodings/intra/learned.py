@@ -18,8 +18,7 @@ class Learned(IntraEncoding):
     """
 
     def __init__(self, config: LlamaConfig, *, max_offset: int = 1024) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.max_offset = max_offset
         self.embedding = nn.Embedding(max_offset, config.hidden_size)
 

@@ -18,8 +18,7 @@ class Sinusoidal(IntraEncoding):
     """
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.scale = nn.Parameter(torch.tensor([config.initializer_range]))
 
     def forward(self, positions: Positions, dtype: torch.dtype) -> Tensor:
