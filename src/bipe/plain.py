@@ -1,6 +1,7 @@
 """JSON and YAML that were written by anybody: plain values, or an error that says what is wrong."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,6 +22,21 @@ def read_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: the file holds something else; the message names it.
+    """
+    try:
+        found = read_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON object ({error}). Repair or delete it.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {type(found).__name__}, not a JSON object. Repair or delete it.")
+    return found
 
 
 def read_yaml(text: str) -> Any:

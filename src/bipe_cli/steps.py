@@ -99,7 +99,7 @@ class Step:
     @property
     def measured(self) -> list[dict[str, Any]]:
         """What it printed, by the names given to it; nothing where it was needless."""
-        from bipe.report.records import read_records
+        from bipe.records import read_records
 
         if self.rows is None or not self.rows.exists():
             return []

@@ -13,7 +13,7 @@ from bipe.comparison import Comparison, compare
 from bipe.comparison.corpus import Corpus
 from bipe.evaluation.tasks import TASKS, TaskOptions
 from bipe.models.checkpoint import load_checkpoint
-from bipe.report import read_records
+from bipe.records import read_records
 from bipe.training import ArithmeticSettings, read_settings
 from bipe.training.material import Arithmetic
 from bipe_cli.main import app, run

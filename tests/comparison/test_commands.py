@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from bipe.comparison.corpus import load_corpus
-from bipe.report import read_records
+from bipe.records import read_records
 from bipe.training.checkpoints import newest_whole, step_of
 from bipe_cli.main import app, run
 
@@ -115,14 +115,14 @@ def test_ctrl_c_stops_all_workers_and_leaves_resumable_runs(texts, tmp_path):
 @pytest.mark.parametrize(
     ("path", "content", "reason"),
     [
-        ("comparison.json", "[]", "comparison.json is no JSON object"),
+        ("comparison.json", "[]", "comparison.json holds list, not a JSON object"),
         ("comparison.json", '{"a": ', "comparison.json is no JSON object"),
         ("corpus.safetensors", "x", "corpus.safetensors cannot be read"),
         ("runs/rope-0/losses.safetensors", "x", "losses.safetensors cannot be read"),
         ("runs/rope-0/model.safetensors", "x", "rope-0 could not be read as a model"),
         ("runs/rope-0/training.json", "{}", "training.json is not the record of a run"),
         ("runs/rope-0/history.jsonl", "", "history.jsonl is missing or empty"),
-        ("runs/rope-0/history.jsonl", "{\n", "history.jsonl is damaged"),
+        ("runs/rope-0/history.jsonl", "{\n", "history.jsonl, line 1 is no JSON record"),
     ],
 )
 def test_a_damaged_comparison_is_told_in_one_line(finished, texts, tmp_path, capsys, path, content, reason):

@@ -14,7 +14,7 @@ from bipe.comparison.corpus import load_corpus
 from bipe.comparison.description import _notes
 from bipe.comparison.pairs import pairs_of
 from bipe.evaluation.losses import load_curves
-from bipe.report import read_records
+from bipe.records import read_records
 
 from .conftest import SCHEMES, SMALL, few_windows, settings
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import bipe
 from bipe.data import train_tokenizer
 from bipe.models.checkpoint import load_checkpoint
-from bipe.report import read_records
+from bipe.records import read_records
 from bipe.segmentation import segmenter_of
 from bipe_cli.main import app, run
 

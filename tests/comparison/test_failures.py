@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bipe.comparison import compare, runs
-from bipe.report import read_records, write_report
+from bipe.records import read_records
+from bipe.report.html import write_report
 
 from .conftest import few_windows, settings
 

@@ -11,7 +11,7 @@ import pytest
 from bipe.comparison import compare, runs
 from bipe.comparison.corpus import load_corpus
 from bipe.evaluation.losses import load_curves
-from bipe.report import read_records
+from bipe.records import read_records
 
 from .conftest import SCHEMES, SMALL, few_windows, settings
 

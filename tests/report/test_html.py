@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bipe.records import read_records
 from bipe.report.folder import read_run
 from bipe.report.html import write_report
-from bipe.report.records import read_records
 from bipe.report.tables import number
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -172,7 +172,7 @@ def test_a_whole_number_beyond_all_charts_is_shown(run_dir: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [("{", "is no JSON file"), ("[1]", "holds list, not a JSON object")]
+    ("content", "reason"), [("{", "is no JSON object"), ("[1]", "holds list, not a JSON object")]
 )
 def test_a_broken_json_file_is_named(run_dir: Path, content: str, reason: str):
     (run_dir / "settings.json").write_text(content)

@@ -18,12 +18,14 @@ from bipe.evaluation.losses import Curve, load_curves
 from bipe.evaluation.passkey import make_trial
 from bipe.evaluation.tasks import KEYS_OF, separators_of
 from bipe.evaluation.windows import without
-from bipe.report import append_record, read_records, write_report
+from bipe.plain import read_object
+from bipe.records import append_record, read_records
 from bipe.report.folder import read_scores
+from bipe.report.html import write_report
 from bipe.segmentation import segmenter_of
 from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
 from bipe.training.history import read_history
-from bipe.training.run_folder import first_difference, read_json
+from bipe.training.run_folder import first_difference
 from bipe.training.train import check_recipe, configure
 
 from .corpus import FILE, NAMES, Corpus, load_corpus, make_corpus
@@ -169,7 +171,7 @@ def _settings_there(out: Path) -> Comparison | None:
     if not path.exists():
         return None
     try:
-        return Comparison.model_validate(read_json(path))
+        return Comparison.model_validate(read_object(path))
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise ValueError(

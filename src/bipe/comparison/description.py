@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bipe.plain import read_object
 from bipe.segmentation import segmenter_of
 from bipe.segmentation.statistics import fitting_lengths, mean_tokens_per_segment, segment_statistics
 from bipe.training.environment import describe_environment
 from bipe.training.material import Text
-from bipe.training.run_folder import read_json
 
 from .corpus import Corpus
 from .pairs import pairs_of
@@ -108,7 +108,7 @@ def _other_makers(environment: dict[str, Any], out: Path) -> list[str]:
     """What runs that are there already were made with, where that is not what is at work now."""
     notes = []
     for name in ("commit", "torch", "transformers", "device"):
-        found = {read_json(path).get(name) for path in out.glob("runs/*/environment.json")}
+        found = {read_object(path).get(name) for path in out.glob("runs/*/environment.json")}
         if others := sorted(map(str, found - {environment[name], None})):
             notes.append(f"Some runs were made with another {name}: {', '.join(others)}.")
     return notes

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bipe.plain import read_json
+from bipe.plain import read_object
 from bipe.processes import is_first
+from bipe.registry import check_number
 from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
 
 from .documents import Document
@@ -82,10 +83,10 @@ class TokenStore:
                 raise ValueError(f"{self.folder} is in use and holds no {RECORD}. Choose another folder.")
             return {**self.identity, "read": 0, "documents": 0, "tokens": 0, "finished": False}
         try:
-            record = read_json(path.read_text(encoding="utf-8"))
-            numbers = [record[name] for name in ("read", "documents", "tokens")]
-            assert all(type(number) is int and number >= 0 for number in numbers)
-        except (ValueError, KeyError, TypeError, AssertionError):
+            record = read_object(path)
+            for name in ("read", "documents", "tokens"):
+                check_number(name, record.get(name), 0, whole=True)
+        except ValueError:
             raise ValueError(f"{path} is not the record of a store of tokens. Delete the folder.") from None
         for name, value in self.identity.items():
             if record.get(name) != value and not (name == "files" and value is None):

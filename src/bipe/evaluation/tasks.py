@@ -1,6 +1,5 @@
 """The tasks that a checkpoint can be evaluated on, by name."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from bipe.data import encode, load_documents, token_bytes
 from bipe.data.scrolls import read_scrolls
 from bipe.models.checkpoint import Checkpoint, load_checkpoint
+from bipe.plain import read_object
 from bipe.processes import is_first
 from bipe.segmentation.rules import RULES
 
@@ -208,7 +208,7 @@ def _run_of(checkpoint: Checkpoint) -> Run:
     if not record.is_file():
         return Run(name)
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = read_object(record)
         return Run(name, seed=int(found["identity"]["seed"]), steps=int(found["steps_done"]))
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{record} is not the record of a training run; delete it to go without.") from None

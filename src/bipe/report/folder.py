@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bipe.evaluation.length_curve import TASK as CURVE_TASK
 from bipe.evaluation.length_curve import perplexity_by_place
 from bipe.evaluation.losses import load_curves
-from bipe.plain import read_json
+from bipe.plain import read_object
+from bipe.records import read_records
 from bipe.report.plots import FIRST_PLACE, LENGTH_UNITS
-from bipe.report.records import read_records
 
 Record = Mapping[str, Any]
 
@@ -298,10 +298,4 @@ def _checked(rows: Iterable[dict[str, Any]], kind: type[_Checked], path: Path) -
 def _read_json(path: Path, kind: type[_Checked]) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        content = read_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file ({error}). Repair or delete it.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object. Repair or delete it.")
-    return _checked([content], kind, path)[0]
+    return _checked([read_object(path)], kind, path)[0]

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bipe.plain import read_json
+from bipe.records import append_record, read_records
+from bipe.registry import check_number
 from bipe.storage import write_whole
 
 Row = dict[str, Any]
@@ -92,8 +93,7 @@ class HistoryRecorder(TrainerCallback):
         self._step_ended = now
 
     def _record(self, row: Row) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_record(self.path, row)
         try:
             self.on_row(row)
         except KeyboardInterrupt:
@@ -101,16 +101,15 @@ class HistoryRecorder(TrainerCallback):
 
 
 def read_history(run: Path) -> list[Row]:
-    """The rows of a run's history; a last line that was cut short is left out."""
-    path = run / FILE
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    # Only what precedes a line break was written whole.
-    try:
-        rows = [read_json(line) for line in lines[:-1]]
-        assert all(isinstance(row, dict) and type(row.get("step")) is int for row in rows)
-        return rows
-    except (ValueError, AssertionError):
-        raise ValueError(f"{path} is damaged. Delete the run's folder, or choose another.") from None
+    """The rows of a run's history; a last line that was cut short is left out.
+
+    Raises:
+        ValueError: there are others.
+    """
+    rows = read_records(run / FILE)
+    for row in rows:
+        check_number(f"In {run / FILE}, step", row.get("step"), 0, whole=True)
+    return rows
 
 
 def keep_history_until(run: Path, step: int) -> None:

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bipe import plain
 from bipe.models import BipeConfig
+from bipe.plain import read_object
 from bipe.processes import gather, is_first, processes
 from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
 
@@ -173,25 +173,10 @@ def read_marker(run: Path) -> dict[str, Any] | None:
     path = run / MARKER
     if not path.exists():
         return None
-    marker = read_json(path)
+    marker = read_object(path)
     if not (isinstance(marker.get("identity"), dict) and {"finished", "steps_done"} <= marker.keys()):
         raise ValueError(f"{path} is not the record of a run. Delete the folder or choose another.")
     return marker
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: the file holds something else; the message names it.
-    """
-    try:
-        found = plain.read_json(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is no JSON object. Delete the folder or choose another.")
-    return found
 
 
 def write_marker(run: Path, identity: Identity, *, steps_done: int, finished: bool) -> None:

@@ -190,6 +190,10 @@ class BlockTrainer(Trainer):
         blocks = self.eval_dataset if eval_dataset is None else eval_dataset
         model = cast(nn.Module, self.model)
         loss = validation_loss(model, cast(Any, blocks), self.settings.batch_size)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"Training diverged: the validation loss is not finite after step {self.state.global_step}."
+            )
         metrics = {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
         if self.measure is not None:
             metrics |= self.measure(cast(PreTrainedModel, model))

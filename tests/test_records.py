@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bipe.report.records import append_record, read_records
+from bipe.records import append_record, read_records
 
 RECORDS = st.lists(
     st.dictionaries(st.text(), st.text() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)),
