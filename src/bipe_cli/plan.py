@@ -30,7 +30,7 @@ def plan(
     resolved = load_recipe(recipe, parse_overrides(context.args))
     planned = make(resolved, devices, vocab_size)
     if as_json:
-        typer.echo(json.dumps(planned.to_dict()))
+        typer.echo(json.dumps(asdict(planned)))
         return
     training = resolved.training
     parts = ", ".join(f"{name} {count:,}" for name, count in planned.parts.items())

@@ -26,6 +26,7 @@ def verify(
     model tells other states.
     """
     import json
+    from dataclasses import asdict
 
     from bipe.theory.verify import Verified
     from bipe.theory.verify import verify as run
@@ -35,9 +36,9 @@ def verify(
     for found in run(automata, words, **limits, seed=seed):
         if found.automata % 100 == 0 and found.automata < automata:
             line = f"{found.automata} of {automata} automata, {found.mismatches} mismatches"
-            typer.echo(json.dumps(found.to_dict()) if as_json else line)
+            typer.echo(json.dumps(asdict(found)) if as_json else line)
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(asdict(found)))
     else:
         typer.echo(f"{found.automata} automata, {found.positions:,} positions, {found.mismatches} mismatches")
     if found.mismatches:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 ENOUGH_WINDOWS = 256
+"""Below this many an interval is itself too uncertain to lean on."""
 
 
 @dataclass(frozen=True)

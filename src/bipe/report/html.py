@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bipe.evaluation.passkey import CHANCE
+from bipe.evaluation.windows import ENOUGH_WINDOWS
 from bipe.report.ends import ends_figure
 from bipe.report.folder import Run, missing_runs, read_run
 from bipe.report.palette import Style, scheme_styles, theme_css
@@ -48,8 +49,6 @@ _CHOICE_OF_RATE = (
     "The lowest rate is chosen whose perplexity is within 2 % of the best, since high rates gain early and "
     "lose it later. Where it is the lowest or the highest of those tried, a better one may lie beyond."
 )
-# Below this many windows an interval is itself too uncertain to lean on (DESIGN: protocol same_targets).
-_ENOUGH_WINDOWS = 256
 _PROTOCOL_TITLES = {
     "same_targets": "The same tokens, read with more and more context",
     "blocks": "Consecutive blocks",
@@ -163,9 +162,9 @@ def _few_windows(run: Run) -> list[str]:
     }
     return [
         f"Protocol {protocol}: only {count} windows of {length:,} tokens were scored; below "
-        f"{_ENOUGH_WINDOWS} the intervals are not to be relied on."
+        f"{ENOUGH_WINDOWS} the intervals are not to be relied on."
         for protocol, (count, length) in fewest.items()
-        if count < _ENOUGH_WINDOWS
+        if count < ENOUGH_WINDOWS
     ]
 
 

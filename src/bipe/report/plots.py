@@ -30,6 +30,12 @@ from .axes import (
 )
 from .palette import COLOURS, RAMP, Style, scheme_styles
 
+FIRST_PLACE = 16
+"""Tokens before a place, with fewer of which a handful of windows says little of it."""
+
+LENGTH_UNITS = {"arithmetic": "operations in a problem"}
+"""What the lengths of a task count, where it is not tokens."""
+
 # An exploding curve leaves through the top, and says how far it goes, so that the others can be told apart:
 # the axis ends at these multiples of the highest truncation line.
 _CEILING = 8.0
@@ -69,8 +75,7 @@ def length_curve_figure(
         draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2)
     axes.set_xlabel("text length in tokens (× trained length)")
     axes.set_ylabel(with_scale("perplexity", axes))
-    ends = {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
-    name_lines(axes, ends, styles, shape)
+    name_lines(axes, _line_ends(curves), styles, shape)
     return figure
 
 
@@ -133,66 +138,55 @@ def task_figure(
         ValueError: there is nothing to draw.
     """
     curves = metric_curves((row for row in scores if row["task"] == task), metric)
-    styles = styles or scheme_styles(scheme for scheme, _ in curves)
-    figure, axes = canvas(shape)
-    set_share_scale(axes)
-    lengths = _lengths(curves)
-    if lengths[-1] > 4 * lengths[0]:
-        axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(lengths))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.axvline(trained, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
-    for (scheme, _), curve in curves.items():
-        draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2, cut=False)
-    axes.set_xlabel(LENGTH_UNITS.get(task, "text length in tokens") + " (dotted: trained)")
-    axes.set_ylabel(metric, parse_math=False)
-    ends = {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
-    name_lines(axes, ends, styles, shape)
-    return figure
+    xlabel = LENGTH_UNITS.get(task, "text length in tokens") + " (dotted: trained)"
+    return _share_figure(curves, metric, xlabel, trained, styles, shape)
 
 
-def width_figure(
-    scores: Mapping[int, Iterable[Record]],
-    metric: str,
-    *,
-    styles: Mapping[str, Style] | None = None,
-    shape: Shape = "wide",
-) -> Figure:
+def width_figure(scores: Mapping[int, Iterable[Record]], metric: str) -> Figure:
     """Draw a share, such as an accuracy, against the hidden width: a line for each scheme and seed.
 
     Args:
         scores: score rows of one task, protocol and length by hidden width; those with `metric` are drawn.
         metric: such as `"accuracy"`, between 0 and 1.
-        styles, shape: as in `length_curve_figure`.
 
     Raises:
         ValueError: there is nothing to draw.
     """
     # A curve's rows are told apart by length, which is one here.
     rows = [{**row, "length": width} for width, measured in scores.items() for row in measured]
-    curves = metric_curves(rows, metric)
+    return _share_figure(metric_curves(rows, metric), metric, "hidden width")
+
+
+def _share_figure(
+    curves: Mapping[tuple[str, int], Curve],
+    metric: str,
+    xlabel: str,
+    trained: int | None = None,
+    styles: Mapping[str, Style] | None = None,
+    shape: Shape = "wide",
+) -> Figure:
     styles = styles or scheme_styles(scheme for scheme, _ in curves)
     figure, axes = canvas(shape)
     set_share_scale(axes)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(_lengths(curves)))
+    lengths = _lengths(curves)
+    if trained is None or lengths[-1] > 4 * lengths[0]:
+        axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if trained is not None:
+        axes.axvline(trained, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
     for (scheme, _), curve in curves.items():
-        draw_curve(axes, curve, styles[scheme], width=1.2, cut=False)
-    axes.set_xlabel("hidden width")
+        draw_curve(axes, curve, styles[scheme], width=1.7 if len(curves) <= len(styles) else 1.2, cut=False)
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(metric, parse_math=False)
-    ends = {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
-    name_lines(axes, ends, styles, shape)
+    name_lines(axes, _line_ends(curves), styles, shape)
     return figure
 
 
-FIRST_PLACE = 16
-"""Tokens before a place, with fewer of which a handful of windows says little of it."""
-
-LENGTH_UNITS = {"arithmetic": "operations in a problem"}
-"""What the lengths of a task count, where it is not tokens."""
+def _line_ends(curves: Mapping[tuple[str, int], Curve]) -> dict[tuple[str, int], tuple[float, float]]:
+    """Where the line of each scheme and seed ends."""
+    return {key: (curve[-1]["length"], curve[-1]["value"]) for key, curve in curves.items()}
 
 
 def convergence_figure(

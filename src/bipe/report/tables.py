@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 Record = Mapping[str, Any]
 
+EXPLAINED = ["offsets beyond trained", "tokens per segment", "parameters", "learning rate"]
+"""The columns behind those of what was measured."""
+
 SHARES = ("accuracy", "choice_accuracy")
 """Metrics that are written in per cent."""
 
@@ -52,23 +55,19 @@ def score_table(
     metrics = {metric for _, _, metric, _ in index}
     header += [f"bits per byte at {lengths[-1]}"] if "bits_per_byte" in metrics else []
     header += ["effective context"] if "effective_context" in metrics else []
-    header += ["offsets beyond trained", "tokens per segment", "parameters", "learning rate"]
     rows: list[list[Cell]] = []
     for scheme, seed in scheme_seeds(index):
         longest = max(
             (row for key, row in index.items() if key[:2] == (scheme, seed)), key=lambda row: row["length"]
         )
-        rate = (learning_rates or {}).get(scheme)
         perplexities = [interval_cell(index.get((scheme, seed, "perplexity", length))) for length in lengths]
         row = [Cell(scheme), Cell(str(seed)), *perplexities]
         if "bits_per_byte" in metrics:
             row.append(interval_cell(index.get((scheme, seed, "bits_per_byte", lengths[-1]))))
         if "effective_context" in metrics:
             row.append(_context_cell(index, scheme, seed))
-        row += _of_segments(longest)
-        row.append(Cell(f"{longest['parameters']:,}"))
-        rows.append([*row, Cell("–" if rate is None else f"{rate:g}")])
-    return Table(header, rows, labels=2)
+        rows.append([*row, *_explained(longest, learning_rates)])
+    return Table([*header, *EXPLAINED], rows, labels=2)
 
 
 def task_table(
@@ -93,24 +92,24 @@ def task_table(
     index = {(row["scheme"], row["seed"], metric, row["length"]): row for row in chosen}
     lengths = sorted({row["length"] for row in chosen})
     header = ["scheme", "seed", *(f"{metric} at {length:,}" for length in lengths)]
-    header += ["offsets beyond trained", "tokens per segment", "parameters", "learning rate"]
     rows: list[list[Cell]] = []
     for scheme, seed in scheme_seeds(index):
         found = [index.get((scheme, seed, metric, length)) for length in lengths]
         longest = [row for row in found if row is not None][-1]
-        rate = (learning_rates or {}).get(scheme)
-        last = [Cell(f"{longest['parameters']:,}"), Cell("–" if rate is None else f"{rate:g}")]
         shares = map(_share_cell, found)
-        rows.append([Cell(scheme), Cell(str(seed)), *shares, *_of_segments(longest), *last])
-    return Table(header, rows, labels=2)
+        rows.append([Cell(scheme), Cell(str(seed)), *shares, *_explained(longest, learning_rates)])
+    return Table([*header, *EXPLAINED], rows, labels=2)
 
 
-def _of_segments(score: Record) -> list[Cell]:
-    """Offsets beyond trained ones and tokens per segment, which a model without segments has not."""
+def _explained(score: Record, learning_rates: Mapping[str, float] | None) -> list[Cell]:
+    """The cells under `EXPLAINED`; a model without segments has no offsets, and no tokens per segment."""
     beyond, length = score["offsets_beyond_trained"], score["tokens_per_segment"]
+    rate = (learning_rates or {}).get(score["scheme"])
     return [
         Cell("–" if beyond is None else percent(beyond)),
         Cell("–" if length is None else number(length)),
+        Cell(f"{score['parameters']:,}"),
+        Cell("–" if rate is None else f"{rate:g}"),
     ]
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .binfa import BiNFA, random_binfa
@@ -26,10 +26,6 @@ class Verified:
     automata: int = 0
     positions: int = 0
     mismatches: int = 0
-
-    def to_dict(self) -> dict[str, int]:
-        """As a row of JSON."""
-        return asdict(self)
 
 
 def verify(

@@ -1,9 +1,8 @@
 """What a recipe takes, computed from its sizes: parameters, tokens, arithmetic, memory of a device."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -62,10 +61,6 @@ class Plan:
     flops: float
     replicated: Memory
     sharded: Memory | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a row of JSON."""
-        return asdict(self)
 
 
 def plan(recipe: Recipe, devices: int = 1, vocab_size: int | None = None) -> Plan:
