@@ -4,7 +4,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .bounded_cache import BoundedCache
 from .configuration import BipeConfig
-from .modeling import BipeForCausalLM, BipeModel
+from .decoder import BipeModel
+from .modeling import BipeForCausalLM
 from .schemes import SCHEMES, Scheme
 
 AutoConfig.register(BipeConfig.model_type, BipeConfig)

@@ -11,7 +11,7 @@ from bipe.positions import Positions
 from .reach import LONGEST_TEXT, reach_bound
 
 if TYPE_CHECKING:
-    from .modeling import BipeModel, BipePreTrainedModel
+    from .decoder import BipeModel, BipePreTrainedModel
 
 
 class BoundedCache(Cache):

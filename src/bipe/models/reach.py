@@ -28,7 +28,8 @@ from .layers import BipeAttention, BipeDecoderLayer, watched
 from .modes import evaluating
 
 if TYPE_CHECKING:
-    from .modeling import BipeForCausalLM, BipeModel, BipePreTrainedModel
+    from .decoder import BipeModel, BipePreTrainedModel
+    from .modeling import BipeForCausalLM
 
 LONGEST_TEXT = 2**31
 """Tokens of the longest text that a bound from the weights is for."""
