@@ -6,7 +6,8 @@ from pydantic import Field, ValidationError
 
 from bipe.comparison import Comparison
 from bipe.training import Recipe, TrainingSettings, dump_recipe, load_recipe, parse_overrides
-from bipe.training.recipe import Settings, read_settings
+from bipe.training.reading import read_settings
+from bipe.training.recipe import Settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MINIMAL = {"scheme": "bipe-rope", "data": {"train": ["text.txt"]}, "training": {"steps": 10}}

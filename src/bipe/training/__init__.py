@@ -1,17 +1,8 @@
 """Training: recipes, and the runs that they describe."""
 
 from .extend import extend
-from .recipe import (
-    ArithmeticSettings,
-    DataSettings,
-    ModelSettings,
-    Recipe,
-    TrainingSettings,
-    dump_recipe,
-    load_recipe,
-    parse_overrides,
-    read_settings,
-)
+from .reading import dump_recipe, load_recipe, parse_overrides, read_settings
+from .recipe import ArithmeticSettings, DataSettings, ModelSettings, Recipe, TrainingSettings
 from .train import TrainedModel, load_run, train_model, train_recipe
 
 __all__ = [

@@ -10,7 +10,8 @@ from bipe.models.extension import Extension, extend_checkpoint, read_extension, 
 from bipe.processes import processes
 
 from .history import Progress
-from .recipe import Recipe, read_settings
+from .reading import read_settings
+from .recipe import Recipe
 from .run_folder import first_difference, refuse_foreign_files
 from .train import TrainedModel, train_recipe
 

@@ -15,7 +15,8 @@ from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whol
 
 from . import checkpoints
 from .order import Blocks
-from .recipe import Recipe, TrainingSettings, load_recipe
+from .reading import load_recipe
+from .recipe import Recipe, TrainingSettings
 
 MARKER = "training.json"
 RECIPE = "recipe.yaml"

@@ -38,7 +38,8 @@ from .interruption import Interruption
 from .material import Material, read_material
 from .order import Blocks, SeededOrder, batches
 from .progress import progress_line
-from .recipe import Recipe, TrainingSettings, dump_recipe
+from .reading import dump_recipe
+from .recipe import Recipe, TrainingSettings
 from .run_folder import (
     RECIPE,
     UNSTABLE_FIELDS,
