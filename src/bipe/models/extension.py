@@ -16,8 +16,9 @@ from bipe.encodings.inter.rope import Rope, counts_tokens
 from bipe.registry import check_number, choose, split_spec
 
 from .configuration import BipeConfig
-from .convert import Source, check_free, read_source, write_checkpoint
+from .convert import check_free, write_checkpoint
 from .modeling import BipeForCausalLM
+from .source import Source, read_source
 
 NEARLY_ALL = 0.75
 """From this share of interpolated channel pairs on, a method is nearly position interpolation."""

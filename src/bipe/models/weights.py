@@ -1,8 +1,9 @@
-"""Weights read from the files that transformers' checkpoints come in, without running what may be in them."""
+"""Config and weights read from transformers' checkpoints, without running what may be in their files."""
 
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +31,22 @@ def config_of(folder: str | Path) -> Path:
     elif not folder.exists():
         reason = "no such folder is here; a model of the hub has to be downloaded first (hf download NAME)"
     raise ValueError(f"{folder} is no folder of a model: {reason}.")
+
+
+def read_config(source: Path) -> dict[str, Any]:
+    """The settings in a model's `config.json`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    path = config_of(source)
+    try:
+        fields = read_json(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds no settings by name.")
+    return fields
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

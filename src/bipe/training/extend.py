@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bipe.models.convert import read_config
 from bipe.models.extension import Extension, extend_checkpoint, read_extension, write_extended
+from bipe.models.weights import read_config
 from bipe.processes import processes
 
 from .history import Progress

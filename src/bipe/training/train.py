@@ -17,11 +17,11 @@ from transformers import TrainerCallback
 
 from bipe.models.checkpoint import load_model, quiet_transformers
 from bipe.models.configuration import BipeConfig
-from bipe.models.convert import read_config
 from bipe.models.initialization import initialize_by_name
 from bipe.models.modeling import BipeForCausalLM
 from bipe.models.schemes import SCHEMES
 from bipe.models.standalone import without_code
+from bipe.models.weights import read_config
 from bipe.processes import in_turn, is_first
 from bipe.registry import choose
 from bipe.segmentation import build_segmenter, check_rule, segmenter_of
