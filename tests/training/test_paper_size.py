@@ -8,7 +8,7 @@ import torch
 
 from bipe.models import BipeConfig, BipeForCausalLM
 from bipe.training import load_recipe, train_recipe
-from bipe.training.train import _sizes
+from bipe.training.initial_model import _sizes
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "language_modelling"
 PARAMETERS = {"bipe-rope-151m": 163_203_840, "bipe-rope-1.6b": 1_571_932_160}

@@ -25,8 +25,8 @@ from bipe.report.html import write_report
 from bipe.segmentation import segmenter_of
 from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
 from bipe.training.history import read_history
+from bipe.training.initial_model import check_recipe, configure
 from bipe.training.run_folder import first_difference
-from bipe.training.train import check_recipe, configure
 
 from .corpus import FILE, NAMES, Corpus, load_corpus, make_corpus
 from .description import describe

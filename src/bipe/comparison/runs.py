@@ -22,9 +22,10 @@ from bipe.evaluation.tasks import TASKS, TaskOptions, separators_of
 from bipe.models.checkpoint import Checkpoint
 from bipe.storage import discard_drafts, write_whole
 from bipe.training.history import Measure
+from bipe.training.initial_model import configure
 from bipe.training.material import Arithmetic
 from bipe.training.recipe import Recipe, TrainingSettings
-from bipe.training.train import configure, train_model
+from bipe.training.train import train_model
 from bipe.training.trainer import TrainingDiverged
 
 from .corpus import Corpus, load_corpus

@@ -11,8 +11,8 @@ from bipe.models.configuration import BipeConfig
 from bipe.models.modeling import BipeForCausalLM
 from bipe.segmentation import check_rule
 
+from .initial_model import config_fields
 from .recipe import Recipe
-from .train import config_fields
 
 FLOAT32, BFLOAT16, INT64 = 4, 2, 8
 

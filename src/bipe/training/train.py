@@ -1,31 +1,21 @@
 """Training a model: on blocks of tokens, or from a recipe."""
 
-import copy
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
-import psutil
 import torch
-from torch import nn
 from transformers import TrainerCallback
 
 from bipe.models.checkpoint import load_model, quiet_transformers
 from bipe.models.configuration import BipeConfig
-from bipe.models.initialization import initialize_by_name
 from bipe.models.modeling import BipeForCausalLM
-from bipe.models.schemes import SCHEMES
 from bipe.models.standalone import without_code
-from bipe.models.weights import read_config
 from bipe.processes import in_turn, is_first
-from bipe.registry import choose
-from bipe.segmentation import build_segmenter, check_rule, segmenter_of
-from bipe.segmentation.statistics import mean_tokens_per_segment
 from bipe.storage import write_whole
 
 from . import checkpoints
@@ -34,15 +24,15 @@ from .environment import describe_environment
 from .gradual import GradualRotation
 from .history import FILE as HISTORY
 from .history import HistoryRecorder, Measure, Progress, Row, keep_history_until, read_history
+from .initial_model import check_recipe, config_of, configure, fields, initial_model
 from .interruption import Interruption
-from .material import Material, read_material
-from .order import Blocks, SeededOrder, batches
+from .material import read_material
+from .order import Blocks
 from .progress import progress_line
 from .reading import dump_recipe
 from .recipe import Recipe, TrainingSettings
 from .run_folder import (
     RECIPE,
-    UNSTABLE_FIELDS,
     Identity,
     check_start,
     claim,
@@ -59,12 +49,6 @@ from .sharding import check_sharding, shards, whole_weights
 from .trainer import BlockTrainer, run_order, training_arguments
 
 ENVIRONMENT = "environment.json"
-BYTES_A_PARAMETER = 16
-"""Of training in float32: a weight, its gradient and two moments."""
-EXTENT_BLOCKS = 2**17
-"""Blocks that are looked through, at most, for the longest offset and the number of segments."""
-FROZEN_BYTES = 4
-"""Of a weight that stays as it is beside adapters."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +109,7 @@ def train_model(
     check_sharding()
     run = Path(out_dir)
     start = None if start is None else Path(start)
-    if start is not None and (difference := first_difference(_fields(config), _fields(_config_of(start)))):
+    if start is not None and (difference := first_difference(fields(config), fields(config_of(start)))):
         raise ValueError(f"The config is not that of {start}: {difference}.")
     identity = identify(config, blocks, settings, seed, start)
     with in_turn():
@@ -141,7 +125,7 @@ def train_model(
             return load_run(run)
         args = training_arguments(settings, run, seed, validates=validation_blocks is not None)
         order = run_order(blocks, settings, args)
-        model = _initial_model(config, blocks, order, start)
+        model = initial_model(config, blocks, order, start)
         if settings.attention is not None:
             model.set_attn_implementation(settings.attention)
         gradual = [] if settings.gradual_steps is None else [GradualRotation(model, settings.gradual_steps)]
@@ -243,141 +227,6 @@ def load_run(run: Path) -> TrainedModel:
             model = BipeForCausalLM(without_code(BipeConfig.from_pretrained(run)))
         return TrainedModel(model.eval(), history, run)
     return TrainedModel(cast(BipeForCausalLM, load_model(run)), history, run)
-
-
-def configure(recipe: Recipe, material: Material) -> BipeConfig:
-    """The config of a recipe's model.
-
-    Args:
-        recipe: its scheme, rule and sizes are read.
-        material: gives the vocabulary and the ids that end segments, and what a scheme measures on documents.
-
-    Raises:
-        ValueError: a name is unknown, or a size is out of range.
-    """
-    if recipe.start is not None:
-        return _config_of(recipe.start, recipe.scheme)
-    assert recipe.scheme is not None, "the recipe has seen to it"
-    tokens_per_segment = None
-    if (recipe.model.inter or SCHEMES[recipe.scheme].inter).get("scale") == "auto":
-        spec = recipe.model.segmenter
-        segmenter = build_segmenter(spec) if spec else segmenter_of(material.tokenizer, recipe.rule)
-        tokens_per_segment = mean_tokens_per_segment(
-            material.documents, segmenter, cap=recipe.data.block_length
-        )
-    return BipeConfig.from_scheme(
-        recipe.scheme,
-        material.tokenizer,
-        rule=recipe.rule,
-        max_offset=recipe.model.max_offset or recipe.data.block_length,
-        tokens_per_segment=tokens_per_segment,
-        **config_fields(recipe),
-    )
-
-
-def config_fields(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a model's config that stand in its recipe, and the encodings where it names them."""
-    given = {name: getattr(recipe.model, name) for name in ("segmenter", "intra", "inter")}
-    return {**_sizes(recipe), **{name: spec for name, spec in given.items() if spec is not None}}
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Refuse what would otherwise fail only after the text is read.
-
-    Raises:
-        ValueError: a name is unknown, or a size is out of range.
-    """
-    check_rule(recipe.rule)
-    if recipe.scheme is not None:
-        choose("scheme", SCHEMES, recipe.scheme)
-    if recipe.start is not None:
-        adapted = recipe.training.lora is not None
-        _check_memory(_config_of(recipe.start, recipe.scheme), FROZEN_BYTES if adapted else BYTES_A_PARAMETER)
-        return
-    _check_memory(BipeConfig(vocab_size=recipe.data.vocab_size, **_sizes(recipe)))
-
-
-def _fields(config: BipeConfig) -> dict[str, Any]:
-    left_out = UNSTABLE_FIELDS | {"auto_map", "architectures", "_name_or_path"}
-    fields = {name: value for name, value in config.to_dict().items() if name not in left_out}
-    return json.loads(json.dumps(fields))
-
-
-def _config_of(start: str | Path, scheme: str | None = None) -> BipeConfig:
-    """The config of a model to go on from."""
-    kind = read_config(Path(start)).get("model_type")
-    if kind != BipeConfig.model_type:
-        raise ValueError(f"{start} holds a model of type {kind!r}; make it one of ours with bipe convert.")
-    config = without_code(BipeConfig.from_pretrained(start))
-    if scheme is not None and scheme != config.scheme:
-        raise ValueError(
-            f"{start} has scheme {config.scheme!r}, and the recipe says {scheme!r}: retrofit it first, with "
-            f"bipe convert --scheme {scheme}."
-        )
-    return config
-
-
-def _check_memory(config: BipeConfig, bytes_each: int = BYTES_A_PARAMETER) -> None:
-    """Refuse a model that could not even be held, rather than be killed while it is made."""
-    if torch.cuda.is_available():
-        return
-    with torch.device("meta"):
-        model = BipeForCausalLM(BipeConfig(**{**config.to_dict(), "num_hidden_layers": 1}))
-    layer = sum(parameter.numel() for parameter in model.model.layers.parameters())
-    parameters = model.num_parameters() + (config.num_hidden_layers - 1) * layer
-    needed, there = parameters * bytes_each, psutil.virtual_memory().total
-    if needed > there:
-        raise ValueError(
-            f"This model has {parameters:,} parameters; training it needs {needed / 2**30:,.0f} GiB for "
-            f"weights, gradients and AdamW's two moments, and this machine has {there / 2**30:,.0f} GiB. "
-            "Make hidden_size, num_hidden_layers or vocab_size smaller."
-        )
-
-
-def _sizes(recipe: Recipe) -> dict[str, Any]:
-    """The config fields that stand under the same name in the recipe."""
-    chosen = recipe.model.model_dump(exclude={"max_offset", "segmenter", "intra", "inter"})
-    return {**chosen, "max_position_embeddings": recipe.data.block_length}
-
-
-def _initial_model(
-    config: BipeConfig, blocks: Blocks, order: SeededOrder, start: Path | None
-) -> BipeForCausalLM:
-    if start is None:
-        model = BipeForCausalLM(copy.deepcopy(config))
-        initialize_by_name(model, order.seed)
-    else:
-        model = cast(BipeForCausalLM, load_model(start)).float()
-        without_code(model.config)
-    longest, segments = _extent(model, blocks, order.drawn(EXTENT_BLOCKS))
-    trained = model.config.max_trained_offset
-    # None says of a converted model that all have been trained, or of a retrofitted one that none has.
-    if start is None or trained is not None or _are_zero(model.model.intra):
-        model.config.max_trained_offset = max(longest, trained or 0)
-    model.config.original_max_segments = max(segments, model.config.original_max_segments or 0)
-    scaling = (model.config.rope_parameters or {}).get("rope_type", "default")
-    if start is not None and scaling == "default" and model.config.extension is None:
-        # A scaled rotation is computed from the length that the model had before.
-        block = len(blocks[0]["input_ids"])
-        model.config.max_position_embeddings = max(block, model.config.max_position_embeddings)
-    return model
-
-
-def _are_zero(module: nn.Module) -> bool:
-    """Whether a module has parameters, and all of them are zero."""
-    return all(not part.any() for part in module.parameters()) and any(True for _ in module.parameters())
-
-
-def _extent(model: BipeForCausalLM, blocks: Blocks, drawn: list[int]) -> tuple[int, int]:
-    """The longest offset of the blocks, and the 99th percentile (nearest rank) of their segments."""
-    longest, segments = 0, []
-    for batch in batches(blocks, drawn, 256):
-        positions = model.positions(
-            batch["input_ids"], batch.get("attention_mask"), document_ids=batch.get("document_ids")
-        )
-        longest = max(longest, int(positions.offset.max()))
-        segments.append(positions.segment.amax(dim=1) + 1)
-    return longest, int(np.percentile(torch.cat(segments).cpu().numpy(), 99, method="inverted_cdf"))
 
 
 def _tensorboard(settings: TrainingSettings, run: Path) -> list[TrainerCallback]:
