@@ -1,6 +1,7 @@
 """JSON and YAML that were written by anybody: plain values, or an error that says what is wrong."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,22 @@ def read_yaml(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
     except (AttributeError, LookupError, TypeError) as error:  # of a tag whose value is of another kind
         raise ValueError(f"a value is not of its tag's kind ({error!r})") from None
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Name the first value in which two nested mappings differ, None where they agree.
+
+    >>> first_difference({"a": {"b": 1}}, {"a": {"b": 2}})
+    'a.b is 1 there and 2 here'
+    """
+    for name in sorted({*there, *here}):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if difference := first_difference(old, new, f"{prefix}{name}."):
+                return difference
+        elif old != new:
+            return f"{prefix}{name} is {old!r} there and {new!r} here"
+    return None
 
 
 class _PlainLoader(yaml.SafeLoader):

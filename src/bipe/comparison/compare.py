@@ -18,7 +18,7 @@ from bipe.evaluation.losses import Curve, load_curves
 from bipe.evaluation.passkey import make_trial
 from bipe.evaluation.tasks import KEYS_OF, separators_of
 from bipe.evaluation.windows import without
-from bipe.plain import read_object
+from bipe.plain import first_difference, read_object
 from bipe.records import append_record, read_records
 from bipe.report.folder import read_scores
 from bipe.report.html import write_report
@@ -26,7 +26,6 @@ from bipe.segmentation import segmenter_of
 from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
 from bipe.training.history import read_history
 from bipe.training.initial_model import check_recipe, configure
-from bipe.training.run_folder import first_difference
 
 from .corpus import FILE, NAMES, Corpus, load_corpus, make_corpus
 from .description import describe

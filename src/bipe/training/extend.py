@@ -7,12 +7,13 @@ from typing import Any
 
 from bipe.models.extension import Extension, extend_checkpoint, read_extension, write_extended
 from bipe.models.weights import read_config
+from bipe.plain import first_difference
 from bipe.processes import processes
 
 from .history import Progress
 from .reading import read_settings
 from .recipe import Recipe
-from .run_folder import first_difference, refuse_foreign_files
+from .run_folder import refuse_foreign_files
 from .train import TrainedModel, train_recipe
 
 

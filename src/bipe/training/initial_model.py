@@ -17,6 +17,7 @@ from bipe.models.modeling import BipeForCausalLM
 from bipe.models.schemes import SCHEMES
 from bipe.models.standalone import without_code
 from bipe.models.weights import read_config
+from bipe.plain import first_difference
 from bipe.registry import choose
 from bipe.segmentation import build_segmenter, check_rule, segmenter_of
 from bipe.segmentation.statistics import mean_tokens_per_segment
@@ -45,7 +46,7 @@ def configure(recipe: Recipe, material: Material) -> BipeConfig:
         ValueError: a name is unknown, or a size is out of range.
     """
     if recipe.start is not None:
-        return config_of(recipe.start, recipe.scheme)
+        return _config_of(recipe.start, recipe.scheme)
     assert recipe.scheme is not None, "the recipe has seen to it"
     tokens_per_segment = None
     if (recipe.model.inter or SCHEMES[recipe.scheme].inter).get("scale") == "auto":
@@ -81,19 +82,29 @@ def check_recipe(recipe: Recipe) -> None:
         choose("scheme", SCHEMES, recipe.scheme)
     if recipe.start is not None:
         adapted = recipe.training.lora is not None
-        _check_memory(config_of(recipe.start, recipe.scheme), FROZEN_BYTES if adapted else BYTES_A_PARAMETER)
+        _check_memory(_config_of(recipe.start, recipe.scheme), FROZEN_BYTES if adapted else BYTES_A_PARAMETER)
         return
     _check_memory(BipeConfig(vocab_size=recipe.data.vocab_size, **_sizes(recipe)))
 
 
-def fields(config: BipeConfig) -> dict[str, Any]:
+def refuse_another_config(start: Path, config: BipeConfig) -> None:
+    """Refuse to go on from a model of another config.
+
+    Raises:
+        ValueError: it is another; the message names the first difference.
+    """
+    if difference := first_difference(_fields(config), _fields(_config_of(start))):
+        raise ValueError(f"The config is not that of {start}: {difference}.")
+
+
+def _fields(config: BipeConfig) -> dict[str, Any]:
     """The fields that two configs of the same model share, as JSON holds them."""
     left_out = UNSTABLE_FIELDS | {"auto_map", "architectures", "_name_or_path"}
     fields = {name: value for name, value in config.to_dict().items() if name not in left_out}
     return json.loads(json.dumps(fields))
 
 
-def config_of(start: str | Path, scheme: str | None = None) -> BipeConfig:
+def _config_of(start: str | Path, scheme: str | None = None) -> BipeConfig:
     """The config of a model to go on from."""
     kind = read_config(Path(start)).get("model_type")
     if kind != BipeConfig.model_type:

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from bipe.models import BipeConfig
-from bipe.plain import read_object
+from bipe.plain import first_difference, read_object
 from bipe.processes import gather, is_first, processes
 from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
 
@@ -184,22 +184,6 @@ def write_marker(run: Path, identity: Identity, *, steps_done: int, finished: bo
     """Write `training.json` in one piece."""
     marker = {"steps_done": steps_done, "finished": finished, "identity": identity}
     write_whole(run / MARKER, json.dumps(marker, indent=1))
-
-
-def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str | None:
-    """Name the first value in which two nested mappings differ, None where they agree.
-
-    >>> first_difference({"a": {"b": 1}}, {"a": {"b": 2}})
-    'a.b is 1 there and 2 here'
-    """
-    for name in sorted({*there, *here}):
-        old, new = there.get(name), here.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            if difference := first_difference(old, new, f"{prefix}{name}."):
-                return difference
-        elif old != new:
-            return f"{prefix}{name} is {old!r} there and {new!r} here"
-    return None
 
 
 def _holds_anything(run: Path) -> bool:

@@ -24,7 +24,7 @@ from .environment import describe_environment
 from .gradual import GradualRotation
 from .history import FILE as HISTORY
 from .history import HistoryRecorder, Measure, Progress, Row, keep_history_until, read_history
-from .initial_model import check_recipe, config_of, configure, fields, initial_model
+from .initial_model import check_recipe, configure, initial_model, refuse_another_config
 from .interruption import Interruption
 from .material import read_material
 from .order import Blocks
@@ -37,7 +37,6 @@ from .run_folder import (
     check_start,
     claim,
     claim_recipe,
-    first_difference,
     held,
     identify,
     is_finished,
@@ -109,8 +108,8 @@ def train_model(
     check_sharding()
     run = Path(out_dir)
     start = None if start is None else Path(start)
-    if start is not None and (difference := first_difference(fields(config), fields(config_of(start)))):
-        raise ValueError(f"The config is not that of {start}: {difference}.")
+    if start is not None:
+        refuse_another_config(start, config)
     identity = identify(config, blocks, settings, seed, start)
     with in_turn():
         finished = is_there(run, identity, resume)
