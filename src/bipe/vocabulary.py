@@ -11,6 +11,11 @@ _Step = Mapping[str, Any]  # one component of a tokenizer's JSON form
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest token id, which is not the number of tokens where ids are left out."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
     r"""Return the bytes of text that each token id stands for, `None` for special tokens and unused ids.
 

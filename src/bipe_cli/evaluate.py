@@ -94,16 +94,16 @@ def evaluate(
     chosen = numbers("--lengths", lengths)
     named = words(tasks) or ()
     options = TaskOptions(
-        data or (),
-        chosen,
-        protocol or "same_targets",
-        max_windows,
-        split or "validation",
-        out,
-        named,
-        include,
-        sequence_parallel,
-        against,
+        data=data or (),
+        lengths=chosen,
+        protocol=protocol or "same_targets",
+        max_windows=max_windows,
+        split=split or "validation",
+        out=out,
+        tasks=named,
+        include=include,
+        sequence_parallel=sequence_parallel,
+        against=against,
     )
     found = measure(load_checkpoint(model), options)
     width = max((len(score.metric) for score in found), default=0) if against else 18

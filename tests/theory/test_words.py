@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bipe.comparison.automata import AutomatonRun, told
+from bipe.comparison.automata import AutomatonRun, is_right
 from bipe.models.modeling import BipeForCausalLM
 from bipe.theory.binfa import counting, random_binfa
 from bipe.theory.words import AutomatonWords, Reader, random_words, telling_binfa
@@ -82,9 +82,9 @@ def test_what_is_right_is_counted() -> None:
     model = Knowing(run.config(reader))
     model.reader = reader
     words = AutomatonWords(reader, 5, words=250, length=10, seed=3)
-    assert told(model, words).shape == (250, 10) and told(model, words).all()
+    assert is_right(model, words).shape == (250, 10) and is_right(model, words).all()
     words.classes[7, 4] += 1
-    assert told(model, words).nonzero().shape == (250 * 10 - 1, 2)
+    assert is_right(model, words).nonzero().shape == (250 * 10 - 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def learn_automaton(run: AutomatonRun, out: Path) -> list[dict[str, Any]]:
             checkpoint_every=max(1, run.steps // 4),
         )
         model = train_model(config, training, held_out, settings, out / f"rate-{rate:g}", seed=run.seed).model
-        tried[rate] = (float(told(model, held_out).float().mean()), model)
+        tried[rate] = (float(is_right(model, held_out).float().mean()), model)
     rate = max(tried, key=lambda rate: tried[rate][0])
     model = tried[rate][1]
     rows = []
@@ -131,7 +131,7 @@ def learn_automaton(run: AutomatonRun, out: Path) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def told(model: BipeForCausalLM, words: AutomatonWords, batch: int = 100) -> Tensor:
+def is_right(model: BipeForCausalLM, words: AutomatonWords, batch: int = 100) -> Tensor:
     """Whether a model is right after each symbol but the last, `(words, T)` bool."""
     found = []
     for start in range(0, len(words), batch):
@@ -144,7 +144,7 @@ def told(model: BipeForCausalLM, words: AutomatonWords, batch: int = 100) -> Ten
 def _rows(
     run: AutomatonRun, reader: Reader, model: BipeForCausalLM, rate: float, test: AutomatonWords
 ) -> list[dict[str, Any]]:
-    right, classes = told(model, test).numpy(), test.classes[:, :-1]
+    right, classes = is_right(model, test).numpy(), test.classes[:, :-1]
     stop = len(reader.symbols) - 1
     ended = (test.words[:, :-1] == stop).cumsum(axis=1) - (test.words[:, :-1] == stop)
     shared = {

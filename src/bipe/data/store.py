@@ -18,6 +18,7 @@ from bipe.plain import read_object
 from bipe.processes import is_first
 from bipe.registry import check_number
 from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
+from bipe.vocabulary import vocabulary_size
 
 from .documents import Document
 from .packing import PackedBlocks
@@ -187,7 +188,7 @@ class TokenStore:
         Raises:
             ValueError: the text does not fill one, or the tokenizer has more ids than the model.
         """
-        largest = max(self.tokenizer.get_vocab().values())
+        largest = vocabulary_size(self.tokenizer) - 1
         if vocab_size is not None and largest >= vocab_size:
             raise ValueError(
                 f"The tokenizer has ids up to {largest}, and the model a vocabulary of {vocab_size}."

@@ -12,7 +12,7 @@ from bipe.processes import gather, share
 
 from .base import Run, Score
 from .decoding import greedy
-from .shares import Asked
+from .shares import Questions
 
 TASK = "arithmetic"
 TOKENS = {"cpu": 20_000, "cuda": 160_000}
@@ -47,7 +47,7 @@ def score_arithmetic(
 
 def _score(model: PreTrainedModel, blocks: ArithmeticBlocks, operators: int, run: Run) -> Score:
     texts = [torch.tensor(blocks.problem(index)) for index in range(len(blocks))]
-    asked = Asked(TASK, "greedy", operators, texts, model, run)
+    asked = Questions(TASK, "greedy", operators, texts, model, run)
     return asked.score("accuracy", int(answered_right(model, blocks).sum()))
 
 

@@ -10,7 +10,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +18,8 @@ from bipe.models.modes import evaluating
 from bipe.processes import gather, share
 
 from .base import Run, Score
-from .shares import Asked
+from .shares import Questions
+from .windows import ends_of, spread
 
 CHOICES = 10
 """Keys that a model chooses from."""
@@ -155,16 +155,12 @@ def score_passkey(
         ValueError: no text is as long as the longest length, or a length has no room for the keys.
     """
     lengths = sorted(set(lengths))
-    ends = [
-        (index, end)
-        for index, document in enumerate(documents)
-        for end in range(lengths[-1], len(document) + 1, max(1, lengths[0] // 2))
-    ]
+    ends = ends_of(documents, lengths[-1], max(1, lengths[0] // 2))
     if not ends:
         raise ValueError(
             f"The longest length, {lengths[-1]}, does not fit in any test document; give longer ones."
         )
-    chosen = [ends[place] for place in np.linspace(0, len(ends) - 1, trials).round().astype(int)]
+    chosen = spread(ends, trials)
     rows: list[Score] = []
     with evaluating(model):
         for length in lengths:
@@ -174,7 +170,7 @@ def score_passkey(
                 )
                 for number, (index, end) in enumerate(chosen)
             ]
-            asked = Asked(
+            asked = Questions(
                 "passkey" if keys == 1 else "multikey",
                 f"1 of {keys}",
                 length,

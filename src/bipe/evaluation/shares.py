@@ -12,7 +12,7 @@ from .segments import SegmentCount
 
 
 @dataclass(frozen=True)
-class Asked:
+class Questions:
     """Questions of one kind and length that a model was asked.
 
     Attributes:

@@ -3,10 +3,13 @@
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 ENOUGH_WINDOWS = 256
 """Below this many an interval is itself too uncertain to lean on."""
@@ -38,14 +41,10 @@ def _same_targets(
 ) -> dict[int, Windows]:
     """Windows that end at the same places for every length and score the same tokens."""
     longest, scored = lengths[-1], max(1, lengths[0] // 2)
-    ends = [
-        (index, end)
-        for index, document in enumerate(documents)
-        for end in range(longest, len(document) + 1, scored)
-    ]
+    ends = ends_of(documents, longest, scored)
     why = "fit in the test text"
     if most is not None and len(ends) > most:
-        ends = [ends[position] for position in np.linspace(0, len(ends) - 1, most).round().astype(int)]
+        ends = spread(ends, most)
         why = "are scored, for max_windows allows no more"
     if len(ends) < ENOUGH_WINDOWS:
         warnings.warn(
@@ -69,9 +68,26 @@ def _blocks(documents: Sequence[Tensor], lengths: Sequence[int], most: int | Non
     stretches = _cut(whole, lengths[-1])
     count = len(stretches) if most is None else max(1, most * lengths[0] // lengths[-1])
     if len(stretches) > count:
-        chosen = np.linspace(0, len(stretches) - 1, count).round().astype(int)
-        stretches = [stretches[position] for position in chosen]
+        stretches = spread(stretches, count)
     return {length: Windows(documents, _cut(stretches, length), length - 1) for length in lengths}
+
+
+def ends_of(documents: Sequence[Tensor], length: int, step: int) -> list[tuple[int, int]]:
+    """Document and end of each window of a length, one every `step` tokens."""
+    return [
+        (index, end)
+        for index, document in enumerate(documents)
+        for end in range(length, len(document) + 1, step)
+    ]
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """So many of some items, evenly spread from the first to the last.
+
+    >>> spread("abcde", 3)
+    ['a', 'c', 'e']
+    """
+    return [items[place] for place in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def without(documents: Sequence[Tensor], separators: Collection[int]) -> list[Tensor]:

@@ -27,6 +27,7 @@ from bipe.segmentation import (
     segmenter_of,
     with_outer_level,
 )
+from bipe.vocabulary import vocabulary_size
 
 from .schemes import SCHEMES
 
@@ -238,9 +239,10 @@ def _tokenizer_fields(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, An
     if tokenizer is None:
         return {}
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    # Not the number of tokens: some vocabularies leave ids out.
-    size = max(tokenizer.get_vocab().values()) + 1
-    return {"vocab_size": size, **{name: getattr(tokenizer, name, None) for name in names}}
+    return {
+        "vocab_size": vocabulary_size(tokenizer),
+        **{name: getattr(tokenizer, name, None) for name in names},
+    }
 
 
 def _segmenter_spec(

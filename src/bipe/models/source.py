@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from bipe.registry import choose
 
 from .configuration import BipeConfig
-from .standalone import without_code
+from .standalone import without_auto_map
 from .weights import read_config, read_weights
 
 RELEASED_SCHEMES = {"rope": "rope", "alibi": "alibi", "bipe_rope": "bipe-rope", "bipe_alibi": "bipe-alibi"}
@@ -55,7 +55,7 @@ def read_source(source: Path) -> Source:
         if "rpe_type" in fields:
             return _untied(_from_released(fields, read_weights(source), source))
         if kind == BipeConfig.model_type:
-            return _untied(Source(without_code(BipeConfig.from_pretrained(source)), read_weights(source)))
+            return _untied(Source(without_auto_map(BipeConfig.from_pretrained(source)), read_weights(source)))
         if kind in LLAMA_TYPES:
             return _untied(_from_llama(fields, read_weights(source)))
     raise ValueError(

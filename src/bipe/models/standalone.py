@@ -47,7 +47,7 @@ def write_standalone(folder: str | Path) -> Path:
     return module
 
 
-def without_code(config: BipeConfig) -> BipeConfig:
+def without_auto_map(config: BipeConfig) -> BipeConfig:
     """A config that no longer names a module beside it, since what is written from it has none."""
     vars(config).pop("auto_map", None)
     return config

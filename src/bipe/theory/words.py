@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bipe.data.packing import IGNORED
+
 from .binfa import BiNFA, random_binfa
 from .nfa import Symbol, sets_key
-
-IGNORED = -100
 
 
 class Reader:

@@ -15,7 +15,7 @@ from bipe.models.configuration import BipeConfig
 from bipe.models.initialization import initialize_by_name
 from bipe.models.modeling import BipeForCausalLM
 from bipe.models.schemes import SCHEMES
-from bipe.models.standalone import without_code
+from bipe.models.standalone import without_auto_map
 from bipe.models.weights import read_config
 from bipe.plain import first_difference
 from bipe.registry import choose
@@ -109,7 +109,7 @@ def _config_of(start: str | Path, scheme: str | None = None) -> BipeConfig:
     kind = read_config(Path(start)).get("model_type")
     if kind != BipeConfig.model_type:
         raise ValueError(f"{start} holds a model of type {kind!r}; make it one of ours with bipe convert.")
-    config = without_code(BipeConfig.from_pretrained(start))
+    config = without_auto_map(BipeConfig.from_pretrained(start))
     if scheme is not None and scheme != config.scheme:
         raise ValueError(
             f"{start} has scheme {config.scheme!r}, and the recipe says {scheme!r}: retrofit it first, with "
@@ -150,7 +150,7 @@ def initial_model(
         initialize_by_name(model, order.seed)
     else:
         model = cast(BipeForCausalLM, load_model(start)).float()
-        without_code(model.config)
+        without_auto_map(model.config)
     longest, segments = _extent(model, blocks, order.drawn(EXTENT_BLOCKS))
     trained = model.config.max_trained_offset
     # None says of a converted model that all have been trained, or of a retrofitted one that none has.

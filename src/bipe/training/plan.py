@@ -10,6 +10,7 @@ from bipe.data.tokens import load_tokenizer
 from bipe.models.configuration import BipeConfig
 from bipe.models.modeling import BipeForCausalLM
 from bipe.segmentation import check_rule
+from bipe.vocabulary import vocabulary_size
 
 from .initial_model import config_fields
 from .recipe import Recipe
@@ -199,4 +200,4 @@ def _vocab_size(recipe: Recipe) -> int:
         raise ValueError(
             f"The size of the vocabulary of {name!r} is not known without loading it: give --vocab-size."
         )
-    return max(load_tokenizer(name).get_vocab().values()) + 1
+    return vocabulary_size(load_tokenizer(name))

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from bipe.models.checkpoint import load_model, quiet_transformers
 from bipe.models.configuration import BipeConfig
 from bipe.models.modeling import BipeForCausalLM
-from bipe.models.standalone import without_code
+from bipe.models.standalone import without_auto_map
 from bipe.processes import in_turn, is_first
 from bipe.storage import write_whole
 
@@ -223,7 +223,7 @@ def load_run(run: Path) -> TrainedModel:
         raise ValueError(f"{run / HISTORY} is missing or empty, though the run is finished. Train it anew.")
     if shards():  # a device may not hold the whole model, and a machine not one for each device
         with torch.device("meta"):
-            model = BipeForCausalLM(without_code(BipeConfig.from_pretrained(run)))
+            model = BipeForCausalLM(without_auto_map(BipeConfig.from_pretrained(run)))
         return TrainedModel(model.eval(), history, run)
     return TrainedModel(cast(BipeForCausalLM, load_model(run)), history, run)
 
