@@ -14,7 +14,8 @@ from bipe.data.arithmetic import EOS, EQUALS, PAD, ZERO, ArithmeticBlocks, arith
 from bipe.evaluation import arithmetic
 from bipe.evaluation.arithmetic import answered_right, answers, score_arithmetic, trained_operators
 from bipe.evaluation.base import Run
-from bipe.models.checkpoint import Checkpoint, complete
+from bipe.models.checkpoint import Checkpoint
+from bipe.models.completion import complete
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

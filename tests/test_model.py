@@ -16,7 +16,6 @@ from .batches import assert_close, documents_of, ids_of
 
 ModelMaker = Callable[..., BipeForCausalLM]
 SCHEME_NAMES = sorted(SCHEMES)
-SEPARATORS = (1, 4, 7)
 IGNORED = -100
 
 

@@ -26,7 +26,8 @@ from bipe import SCHEMES, BipeConfig, length_curve
 from bipe.data import encode, pack, train_tokenizer
 from bipe.data.documents import Document
 from bipe.models.bounded_cache import BoundedCache
-from bipe.models.checkpoint import Checkpoint, complete, load_checkpoint
+from bipe.models.checkpoint import Checkpoint, load_checkpoint
+from bipe.models.completion import complete
 from bipe.training import TrainingSettings, train_model
 
 MINUTES = float(os.environ.get("BIPE_SOAK_MINUTES", "0"))

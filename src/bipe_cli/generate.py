@@ -25,7 +25,8 @@ def generate(
 
     from transformers import set_seed
 
-    from bipe.models.checkpoint import complete, load_checkpoint
+    from bipe.models.checkpoint import load_checkpoint
+    from bipe.models.completion import complete
 
     set_seed(seed)
     text = complete(

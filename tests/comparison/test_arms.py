@@ -18,9 +18,7 @@ from bipe.training import ArithmeticSettings, read_settings
 from bipe.training.material import Arithmetic
 from bipe_cli.main import app, run
 
-from .conftest import SMALL, settings
-
-few_windows = pytest.mark.filterwarnings("ignore:Only .* windows:UserWarning")
+from .conftest import SMALL, few_windows, settings
 
 ARITHMETIC: dict[str, Any] = {
     "schemes": ["rope"],

@@ -32,7 +32,7 @@ def test_generate_samples_the_same_text_for_the_same_seed(trained, capsys):
 
 
 def test_a_text_is_shown_as_it_is_written(trained):
-    from bipe.models.checkpoint import complete
+    from bipe.models.completion import complete
 
     checkpoint, pieces = load_checkpoint(trained), []
     text = complete(checkpoint, "the cat", max_new_tokens=12, on_piece=pieces.append)
@@ -53,7 +53,7 @@ def test_a_prompt_starts_as_training_documents_do(trained, monkeypatch):
     from tokenizers.processors import TemplateProcessing
 
     from bipe.data import Document, encode
-    from bipe.models.checkpoint import complete
+    from bipe.models.completion import complete
 
     checkpoint = load_checkpoint(trained)
     the = checkpoint.tokenizer.convert_tokens_to_ids("t")

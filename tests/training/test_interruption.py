@@ -142,3 +142,11 @@ def test_training_stops_before_a_value_that_is_not_finite_reaches_the_weights(
     assert all(parameter.isfinite().all() for parameter in kept.parameters())
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert max(row["step"] for row in rows) == 4
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(fit, tmp_path, monkeypatch):
+    losses = iter([5.0, float("inf")])
+    monkeypatch.setattr("bipe.training.trainer.validation_loss", lambda *_: next(losses))
+    with pytest.raises(RuntimeError, match="validation loss is not finite after step 4"):
+        fit(evaluate_every=2, checkpoint_every=2)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-2"]

@@ -1,7 +1,6 @@
 """A trained model with its tokenizer, read from a folder."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from bipe.data.tokens import load_tokenizer, opening_ids
+from bipe.data.tokens import load_tokenizer
 from bipe.processes import local_device
 from bipe.segmentation import Segmenter, build_segmenter
 
-from .bounded_cache import BoundedCache
 from .configuration import BipeConfig
-from .modeling import BipeForCausalLM
-from .streaming import TextPieces
 from .weights import config_of
 
 
@@ -115,60 +111,3 @@ def load_segmenter(directory: str | Path) -> Segmenter:
     if not isinstance(config, BipeConfig):
         raise ValueError(f"{directory} holds a model without segments, of type {config.model_type!r}.")
     return build_segmenter(config.segmenter or {})
-
-
-@quiet_transformers()
-def complete(
-    checkpoint: Checkpoint,
-    prompt: str,
-    *,
-    max_new_tokens: int = 100,
-    temperature: float = 0.0,
-    bounded_cache: bool = False,
-    on_piece: Callable[[str], None] | None = None,
-) -> str:
-    """The prompt with what the model writes after it.
-
-    Args:
-        checkpoint: the model and its tokenizer.
-        prompt: text, of at least one token; special tokens that it spells are read as such.
-        max_new_tokens: at most so many tokens are written; the end-of-text token ends earlier.
-        temperature: 0 takes the likeliest token each time; above, tokens are sampled from the tempered
-            distribution.
-        bounded_cache: keep no keys that no later token can read; see `BoundedCache`.
-        on_piece: gets the text as it is written, the prompt first.
-
-    Raises:
-        ValueError: the prompt has no token or what is none, a number is out of range, or the model's cache
-            cannot be bounded.
-    """
-    if max_new_tokens < 1:
-        raise ValueError(f"The number of new tokens must be at least 1; got {max_new_tokens}.")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"The temperature must be a finite number, at least 0; got {temperature}.")
-    prompt.encode()  # a UnicodeError, where the bytes on the command line were no text
-    # The prompt starts as a training document does; an eos or sep that the tokenizer would append ends it.
-    prompt_ids = opening_ids(checkpoint.tokenizer)
-    try:
-        prompt_ids += checkpoint.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    except Exception as error:  # tokenizers has no class of its own for a symbol without an id
-        raise ValueError(f"The prompt cannot be cut into tokens of this model: {error}.") from error
-    if not prompt_ids:
-        raise ValueError("The prompt is empty; give it at least one character.")
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    pad = checkpoint.tokenizer.pad_token_id
-    ids = cast("Any", checkpoint.model).generate(
-        torch.tensor([prompt_ids], device=checkpoint.model.device),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=checkpoint.tokenizer.eos_token_id if pad is None else pad,
-        past_key_values=_bounded(checkpoint.model) if bounded_cache else None,
-        streamer=None if on_piece is None else TextPieces(checkpoint.tokenizer, on_piece),
-        **sampling,
-    )
-    return cast("str", checkpoint.tokenizer.decode(ids[0], skip_special_tokens=True))
-
-
-def _bounded(model: PreTrainedModel) -> BoundedCache:
-    if not isinstance(model, BipeForCausalLM):
-        raise ValueError(f"Only this project's models have a bounded cache; got {model.config.model_type!r}.")
-    return BoundedCache(model)

@@ -6,7 +6,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from bipe.data.tokens import train_tokenizer
-from bipe.models.streaming import TextPieces
+from bipe.models.completion import TextPieces
 
 
 def told(text: str) -> tuple[list[str], int]:
