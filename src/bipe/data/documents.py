@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from .sources import READERS, Entry, read_source
+from .sources import READERS, Entry, read_entries
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_documents(sources: str | Sequence[str], *, limit: int | None = None) ->
     if limit is not None and limit < 1:
         raise ValueError(f"limit is the number of documents read from each source, 1 or more; got {limit}.")
     seen: set[Path] = set()
-    entries = [entry for source in named for entry in islice(read_source(source, seen), limit)]
+    entries = [entry for source in named for entry in islice(read_entries(source, seen), limit)]
     documents = [Document(name, text) for name, text in entries if text and not text.isspace()]
     skipped = _describe_skipped(entries)
     if not documents:

@@ -12,7 +12,7 @@ from bipe.plain import read_json
 Entry = tuple[str, str | None]
 
 
-def read_source(source: str, seen: set[Path]) -> Iterator[Entry]:
+def read_entries(source: str, seen: set[Path]) -> Iterator[Entry]:
     """Read the documents of one source; `load_documents` says what a source is.
 
     Args:

@@ -22,7 +22,7 @@ from bipe.vocabulary import vocabulary_size
 
 from .documents import Document
 from .packing import PackedBlocks
-from .sources import file_sizes, read_source
+from .sources import file_sizes, read_entries
 from .tokens import encode, opening_ids
 
 RECORD, TOKENS, STARTS = "store.json", "tokens.int32", "starts.int64"
@@ -224,7 +224,7 @@ class TokenStore:
 def _entries(sources: Sequence[str], limit: int | None) -> Iterator[tuple[str, str | None]]:
     seen: set[Path] = set()
     for source in sources:
-        yield from islice(read_source(source, seen), limit)
+        yield from islice(read_entries(source, seen), limit)
 
 
 def _chunks(entries: Iterator[tuple[str, str | None]]) -> Iterator[tuple[int, list[Document]]]:
