@@ -31,6 +31,7 @@ class NearBias(ContentBias):
     ) -> None:
         self.window, self.query_index, self.key_index = window, query_index, key_index
         self.query_turn, self.key_turn = query_turn, key_turn
+        self._far: dict[tuple[int, ...], int] = {}
 
     def between(self, content: Content, rows: slice, columns: slice, heads: slice = slice(None)) -> Tensor:
         query = content.query.float() * content.scaling
@@ -46,8 +47,11 @@ class NearBias(ContentBias):
         """How many of the first columns are far for all rows; none in a graph, which cannot depend on it."""
         if rows.stop - rows.start == 1 or torch.compiler.is_compiling():
             return 0
-        last = self.query_index[:, rows].amin(dim=1, keepdim=True) - self.window
-        return int((self.key_index[:, columns] <= last).all(dim=0).long().cumprod(0).sum())
+        block = (rows.start, rows.stop, columns.start, columns.stop)
+        if block not in self._far:  # the same in every layer, and a GPU would be waited for
+            last = self.query_index[:, rows].amin(dim=1, keepdim=True) - self.window
+            self._far[block] = int((self.key_index[:, columns] <= last).all(dim=0).long().cumprod(0).sum())
+        return self._far[block]
 
 
 def _part(rotation: Rotation, columns: slice) -> Rotation:
