@@ -25,18 +25,22 @@ def read_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, otherwise: str = "Repair or delete it.") -> dict[str, Any]:
     """The JSON object in a file.
 
+    Args:
+        path: the file.
+        otherwise: what to do where it holds something else, for the message.
+
     Raises:
-        ValueError: the file holds something else; the message names it.
+        ValueError: it does; the message names the file.
     """
     try:
         found = read_json(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON object ({error}). Repair or delete it.") from None
+        raise ValueError(f"{path} is no JSON object ({error}). {otherwise}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {type(found).__name__}, not a JSON object. Repair or delete it.")
+        raise ValueError(f"{path} holds {type(found).__name__}, not a JSON object. {otherwise}")
     return found
 
 

@@ -169,7 +169,7 @@ def test_a_wrong_recipe_is_told_and_nobody_waits(recipe: Path) -> None:
 def test_processes_share_the_validation_in_equal_passes(tmp_path: Path) -> None:
     together(2, "-m", "tests.distributed.validating", tmp_path)
     alone = {number: found(number) for number in NUMBERS}
-    assert [passes for _, passes in alone.values()] == [1, 2, 4, 4]
+    assert [passes for _, passes in alone.values()] == [2, 3, 4]
     for rank in range(2):
         process = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
         for number, (loss, passes) in alone.items():

@@ -11,15 +11,15 @@ from bipe.models import BipeConfig, BipeForCausalLM
 from bipe.processes import rank
 from bipe.training.trainer import validation_loss
 
-NUMBERS = (2, 3, 7, 8)
+NUMBERS = (3, 5, 8)
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def blocks(number: int) -> list[dict[str, Tensor]]:
-    """Blocks of 9 tokens, the first of which has nothing to predict, the others one token more each."""
+    """Blocks of 9 tokens, the first two of which have nothing to predict, the others one token more each."""
     ids = torch.randint(20, (number, 9), generator=torch.Generator().manual_seed(1))
     return [
-        {"input_ids": row, "labels": torch.where(torch.arange(9) <= index, row, -100)}
+        {"input_ids": row, "labels": torch.where(torch.arange(9) < index, row, -100)}
         for index, row in enumerate(ids)
     ]
 

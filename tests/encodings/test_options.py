@@ -123,3 +123,10 @@ def test_yarn_on_segments_scales_as_transformers_does_on_as_many_tokens() -> Non
     assert first is not None
     assert second is not None
     assert all(torch.equal(*tables) for tables in zip(first, second, strict=True))
+
+
+def test_an_option_of_the_config_is_refused_where_the_config_exists():
+    config = config_of(inter={"type": "rope"})
+    config.inter = {"type": "rope", "theta": 5000.0}
+    with pytest.raises(ValueError, match="'theta' of `inter` is read where a config is made"):
+        config.check()

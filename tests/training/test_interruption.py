@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bipe.training import checkpoints
+from bipe.training import checkpoints, train_model
 from bipe.training.trainer import BlockTrainer
 
-from .conftest import assert_same_weights, crash_at, interrupt_at, refuse
+from .conftest import assert_same_weights, crash_at, interrupt_at, refuse, settings
 
 
 @pytest.mark.parametrize("stopped_at", [1, 3, 5, 7])
@@ -144,9 +144,49 @@ def test_training_stops_before_a_value_that_is_not_finite_reaches_the_weights(
     assert max(row["step"] for row in rows) == 4
 
 
+def test_a_line_of_the_history_that_was_cut_short_is_written_again(fit, tmp_path):
+    with pytest.raises(OSError, match="the power went out"):
+        fit(on_progress=crash_at(5))
+    path = tmp_path / "run" / "history.jsonl"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"step": 6, "lo')
+    history = fit().history
+    assert [row["step"] for row in history if "loss" in row] == list(range(1, 9))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == history
+
+
+def test_a_bad_step_is_told_by_number_where_validation_comes_before_the_next_report(
+    fit, tmp_path, monkeypatch
+):
+    def remember(self, value):  # as on a GPU, which is not waited for
+        if self.state.global_step >= 4:
+            self._bad_step = torch.where(self._bad_step < 0, 5, self._bad_step)
+
+    monkeypatch.setattr(BlockTrainer, "_watch", remember)
+    with pytest.raises(RuntimeError, match=r"not finite at step 5, .*kept in .*step-4"):
+        fit(log_every=8, evaluate_every=6, checkpoint_every=2)
+
+
+def test_what_is_measured_and_not_finite_is_recorded_as_nothing(
+    make_config, blocks, validation_blocks, tmp_path
+):
+    values = iter([float("nan"), 0.5])
+    trained = train_model(
+        make_config(),
+        blocks,
+        validation_blocks,
+        settings(evaluate_every=4),
+        tmp_path / "run",
+        seed=0,
+        measure=lambda _: {"validation_share": next(values)},
+    )
+    found = [row["validation_share"] for row in trained.history if "validation_share" in row]
+    assert found == [None, 0.5]
+
+
 def test_a_validation_loss_that_is_not_finite_ends_the_run(fit, tmp_path, monkeypatch):
     losses = iter([5.0, float("inf")])
     monkeypatch.setattr("bipe.training.trainer.validation_loss", lambda *_: next(losses))
-    with pytest.raises(RuntimeError, match="validation loss is not finite after step 4"):
+    with pytest.raises(RuntimeError, match=r"validation loss is not finite after step 4, .*kept in .*step-2"):
         fit(evaluate_every=2, checkpoint_every=2)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-2"]

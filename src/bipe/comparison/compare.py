@@ -1,7 +1,6 @@
 """Several schemes trained alike on the same text, measured at growing lengths, and reported."""
 
 import json
-import math
 import random
 import shutil
 import time
@@ -170,7 +169,7 @@ def _settings_there(out: Path) -> Comparison | None:
     if not path.exists():
         return None
     try:
-        return Comparison.model_validate(read_object(path))
+        return Comparison.model_validate(read_object(path, "Delete the folder or choose another."))
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise ValueError(
@@ -276,7 +275,7 @@ def _validation_perplexity(job: Job) -> float | None:
         for row in rows
         if "validation_perplexity" in row and row["step"] == job.steps
     ]
-    return last[-1] if last and math.isfinite(last[-1]) else None
+    return last[-1] if last else None
 
 
 def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:

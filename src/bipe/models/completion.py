@@ -18,6 +18,8 @@ from .modeling import BipeForCausalLM
 
 CONTEXT = 64
 """Tokens, at least, with which a new one is decoded."""
+MOST_BYTES = 4
+"""Of a character in UTF-8, and so tokens of one, at most."""
 
 
 @quiet_transformers()
@@ -125,7 +127,10 @@ class TextPieces(BaseStreamer):
 
     def _forget(self) -> None:
         """Leave out what is far behind, where the rest reads the same without it."""
-        if len(self.ids) >= 2 * CONTEXT:
-            rest = self.ids[-CONTEXT:]
+        if len(self.ids) < 2 * CONTEXT:
+            return
+        for count in range(CONTEXT, CONTEXT + MOST_BYTES):  # some may begin inside a character
+            rest = self.ids[-count:]
             if (text := self._text(rest)) and self.told.endswith(text):
                 self.ids, self.told = rest, text
+                return

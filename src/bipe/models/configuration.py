@@ -180,6 +180,10 @@ class BipeConfig(LlamaConfig):
         intra, options = split_spec("intra encoding", INTRA_ENCODINGS, self.intra)
         intra.validate(self, **options)
         inter, options = split_spec("inter encoding", INTER_ENCODINGS, self.inter)
+        if moved := [name for name in options if name in inter.config_options]:
+            raise ValueError(
+                f"{moved[0]!r} of `inter` is read where a config is made; in one that is, set `rope_parameters`."
+            )
         inter.validate(self, **options)
 
     def validate_rope(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bipe.models.convert import check_free
 from bipe.models.extension import Extension, extend_checkpoint, read_extension, write_extended
 from bipe.models.weights import read_config
 from bipe.plain import first_difference
@@ -60,6 +61,9 @@ def extend(
             "result to torchrun ... bipe train as --start."
         )
     start = out.with_name(f"{out.name}.start")
+    made = not start.exists()
+    if made:
+        check_free(source, start)
     found, extension = read_extension(source, method, factor, original=original, parameters=parameters)
     length = round(factor * found.config.max_position_embeddings)
     values = {"start": str(start), "data.train_length": length, **(settings or {})}
@@ -67,7 +71,6 @@ def extend(
     refuse_foreign_files(out)
     for folder in (start, out):
         _refuse_another(folder, extension)
-    made = not start.exists()
     if made:
         write_extended(extension, found, source, start)
     del found  # a second copy of the weights while training has its own

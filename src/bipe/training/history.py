@@ -1,7 +1,9 @@
 """The history of a run: what its loss was, how fast it went, and what validation said."""
 
 import json
+import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bipe.records import append_record, read_records
-from bipe.registry import check_number
 from bipe.storage import write_whole
 
 Row = dict[str, Any]
 Progress = Callable[[Row], None]
 Measure = Callable[[PreTrainedModel], dict[str, float]]
-"""What is measured of a model at each validation, beside its loss, by names that start with `validation_`."""
+"""What is measured of a model at each validation, beside its loss, by names that start with `validation_`.
+
+A value that is not finite is recorded as null."""
 FILE = "history.jsonl"
 
 
@@ -76,7 +79,11 @@ class HistoryRecorder(TrainerCallback):
             row = {"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
             self._record({**row, "tokens_per_second": self._rate(state.global_step)})
         elif "validation_loss" in logs:
-            measured = {name: value for name, value in logs.items() if name.startswith("validation_")}
+            measured = {
+                name: value if math.isfinite(value) else None
+                for name, value in logs.items()
+                if name.startswith("validation_")
+            }
             self._record({"step": state.global_step, **measured})
             self._skip_time()
 
@@ -104,11 +111,15 @@ def read_history(run: Path) -> list[Row]:
     """The rows of a run's history; a last line that was cut short is left out.
 
     Raises:
-        ValueError: there are others.
+        ValueError: a row is no record of a step; the message names the file.
     """
-    rows = read_records(run / FILE)
-    for row in rows:
-        check_number(f"In {run / FILE}, step", row.get("step"), 0, whole=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the line that was cut short
+        rows = read_records(run / FILE)
+    if any(type(row.get("step")) is not int for row in rows):
+        raise ValueError(
+            f"{run / FILE} holds a row without a step. Delete the run's folder, or choose another."
+        )
     return rows
 
 

@@ -174,7 +174,7 @@ def read_marker(run: Path) -> dict[str, Any] | None:
     path = run / MARKER
     if not path.exists():
         return None
-    marker = read_object(path)
+    marker = read_object(path, "Delete the folder or choose another.")
     if not (isinstance(marker.get("identity"), dict) and {"finished", "steps_done"} <= marker.keys()):
         raise ValueError(f"{path} is not the record of a run. Delete the folder or choose another.")
     return marker

@@ -102,7 +102,8 @@ def train_model(
     Raises:
         ValueError: the folder holds another run or a foreign model, another process trains there, ids are
             outside the vocabulary, or the settings ask for what the model has not.
-        RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
+        RuntimeError: the loss, its gradient or the validation loss stopped being finite; the last good
+            checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
     check_sharding()
@@ -174,7 +175,8 @@ def train_recipe(
     Raises:
         ValueError: a name in the recipe is unknown, the text cannot be used, the folder holds another run, or
             another process trains there.
-        RuntimeError: the loss or its gradient stopped being finite; the last good checkpoint is kept.
+        RuntimeError: the loss, its gradient or the validation loss stopped being finite; the last good
+            checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
     """
     check_sharding()

@@ -26,7 +26,7 @@ from .sharding import shards, whole
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss or its gradient stopped being finite."""
+    """The loss, its gradient or the validation loss stopped being finite."""
 
 
 def training_arguments(
@@ -168,16 +168,15 @@ class BlockTrainer(Trainer):
 
     def _stop_if_diverged(self) -> None:
         if (step := int(self._bad_step)) >= 0:
-            kept = checkpoints.newest_whole(self.run)
-            raise TrainingDiverged(
-                f"Training diverged: the loss or its gradient is not finite at step {step}, learning rate "
-                f"{self._get_learning_rate():.3g}. Lower the learning rate or lengthen the warm-up; "
-                + (
-                    f"the last good checkpoint is kept in {kept}."
-                    if kept
-                    else "no checkpoint was due before."
-                )
-            )
+            raise self._diverged(f"the loss or its gradient is not finite at step {step}")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        kept = checkpoints.newest_whole(self.run)
+        return TrainingDiverged(
+            f"Training diverged: {what}, learning rate {self._get_learning_rate():.3g}. Lower the learning rate "
+            "or lengthen the warm-up; "
+            + (f"the last good checkpoint is kept in {kept}." if kept else "no checkpoint was due before.")
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._stop_if_diverged()
@@ -187,13 +186,12 @@ class BlockTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Mean loss over all target tokens of the validation blocks, its exponential, and the `measure`."""
+        self._stop_if_diverged()
         blocks = self.eval_dataset if eval_dataset is None else eval_dataset
         model = cast(nn.Module, self.model)
         loss = validation_loss(model, cast(Any, blocks), self.settings.batch_size)
         if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"Training diverged: the validation loss is not finite after step {self.state.global_step}."
-            )
+            raise self._diverged(f"the validation loss is not finite after step {self.state.global_step}")
         metrics = {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
         if self.measure is not None:
             metrics |= self.measure(cast(PreTrainedModel, model))
