@@ -75,6 +75,16 @@ def test_extend_says_what_is_wrong_and_leaves_nothing(finished, tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
+def test_extend_writes_nothing_into_the_folder_of_the_model(finished, texts, capsys):
+    model = finished[0] / "runs/rope-0"
+    arguments = ["extend", "--model", model, "--method", "linear", "--factor", "2", "--out", model / "long"]
+    before = sorted(model.iterdir())
+    for training in ([], ["--data", texts / "train", "--steps", "2"]):
+        assert run(app, [str(part) for part in [*arguments, *training]]) == 2
+        assert "lies inside" in capsys.readouterr().err
+    assert sorted(model.iterdir()) == before
+
+
 def test_extend_refuses_a_folder_of_another_extension(finished, texts, tmp_path, capsys):
     model, out = finished[0] / "runs/rope-0", tmp_path / "long"
 

@@ -117,9 +117,7 @@ def read_history(run: Path) -> list[Row]:
         warnings.simplefilter("ignore", UserWarning)  # of the line that was cut short
         rows = read_records(run / FILE)
     if any(type(row.get("step")) is not int for row in rows):
-        raise ValueError(
-            f"{run / FILE} holds a row without a step. Delete the run's folder, or choose another."
-        )
+        raise ValueError(f"{run / FILE} has a row without a step. Delete the folder or choose another.")
     return rows
 
 

@@ -173,8 +173,8 @@ class BlockTrainer(Trainer):
     def _diverged(self, what: str) -> TrainingDiverged:
         kept = checkpoints.newest_whole(self.run)
         return TrainingDiverged(
-            f"Training diverged: {what}, learning rate {self._get_learning_rate():.3g}. Lower the learning rate "
-            "or lengthen the warm-up; "
+            f"Training diverged: {what}, learning rate {self._get_learning_rate():.3g}. Lower the learning "
+            "rate or lengthen the warm-up; "
             + (f"the last good checkpoint is kept in {kept}." if kept else "no checkpoint was due before.")
         )
 
