@@ -182,7 +182,7 @@ class BipeConfig(LlamaConfig):
         inter, options = split_spec("inter encoding", INTER_ENCODINGS, self.inter)
         if moved := [name for name in options if name in inter.config_options]:
             raise ValueError(
-                f"{moved[0]!r} of `inter` is read where a config is made; in one that is, set `rope_parameters`."
+                f"{moved[0]!r} of `inter` is read where a config is made; later set `rope_parameters`."
             )
         inter.validate(self, **options)
 
