@@ -12,6 +12,7 @@ from bipe.segmentation.base import columns_of
 class FixedLength:
     """Ends a segment at every n-th token of a document.
 
+    >>> import torch
     >>> FixedLength(2)(torch.tensor([[5, 6, 7, 8, 9]])).tolist()
     [[False, True, False, True, False]]
 
