@@ -51,7 +51,8 @@ def check_number(
     if is_number and (low < value if above else low <= value) and value <= min(high, sys.float_info.max):
         return
     least = f"above {low:g}" if above else f"of at least {low:g}"
-    most = "" if high == math.inf else f" and at most {high:g}"
+    # A limit that was kept would only be in the way.
+    most = f" and at most {high:{',' if whole else 'g'}}" if is_number and value > high else ""
     raise ValueError(
         f"{name} must be a {'whole' if whole else 'finite'} number {least}{most}; got {value!r}."
     )

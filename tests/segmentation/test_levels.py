@@ -116,7 +116,10 @@ def test_levels_must_get_longer(rule: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"type": "newline_run", "count": 0, "tokens": [[1, 1, 0, 1, 1]]}, "from 1 to 15; got 0"),
+        (
+            {"type": "newline_run", "count": 0, "tokens": [[1, 1, 0, 1, 1]]},
+            "at least 1; got 0",
+        ),
         ({"type": "newline_run", "count": 2, "tokens": None}, "list of tokens; got None"),
         ({"type": "newline_run", "count": 2, "tokens": 5}, "list of tokens; got 5"),
         ({"type": "newline_run", "count": 2, "tokens": []}, "no tokens"),

@@ -151,7 +151,7 @@ def test_token_set_refuses_what_are_no_ids(end_token_ids: Any, message: str) -> 
 
 @pytest.mark.parametrize("n", [0, -3, True, 2.0, "4", None])
 def test_fixed_length_refuses_what_is_no_length(n: Any) -> None:
-    with pytest.raises(ValueError, match=rf"whole number of at least 1 token; got {re.escape(repr(n))}\."):
+    with pytest.raises(ValueError, match=rf"whole number of at least 1; got {re.escape(repr(n))}\."):
         FixedLength(n)
 
 
@@ -164,7 +164,7 @@ def test_fixed_length_refuses_what_is_no_length(n: Any) -> None:
         ),
         ({"type": "token_set"}, "The segmenter 'token_set' needs the option 'end_token_ids'."),
         ({"type": "never", "n": 4}, "Unknown option 'n' of segmenter 'never'. Its options: none."),
-        ({"type": "fixed_length", "n": 0}, "whole number of at least 1 token; got 0."),
+        ({"type": "fixed_length", "n": 0}, "whole number of at least 1; got 0."),
         ({"n": 4}, 'The segmenter is given as {"type": name, ...}'),
     ],
 )

@@ -99,7 +99,7 @@ def test_support_is_bounded_and_alike_at_every_length() -> None:
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([0], "length is a number of tokens, at least 1; got 0."),
+        ([0], "A length in tokens must be a whole number of at least 1; got 0."),
         ([4, 9], r"No document has 9 tokens \(the longest has 8\)"),
     ],
 )
@@ -133,5 +133,5 @@ def test_mean_of_known_segmenters() -> None:
     assert mean_tokens_per_segment(documents, EveryToken(), 128) == 1.0
     assert mean_tokens_per_segment(documents, FixedLength(8), 128) == 8.0
     assert mean_tokens_per_segment(documents, Never(), 64) == 64.0
-    with pytest.raises(ValueError, match=r"cap is a number of tokens, at least 1; got 0\."):
+    with pytest.raises(ValueError, match=r"cap must be a whole number of at least 1; got 0\."):
         mean_tokens_per_segment(documents, Never(), 0)

@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from bipe.encodings.inter import INTER_ENCODINGS
 from bipe.encodings.inter.rope import Rope
 from bipe.encodings.intra import INTRA_ENCODINGS
-from bipe.registry import choose, split_spec
+from bipe.registry import check_number, choose, split_spec
 from bipe.segmentation import (
     Levels,
     Never,
@@ -121,11 +121,8 @@ class BipeConfig(LlamaConfig):
 
     def _validate_sizes(self) -> None:
         for name, limit in SIZE_LIMITS.items():
-            size = getattr(self, name)
-            if size is None:
-                continue
-            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= limit:
-                raise ValueError(f"{name} must be a whole number from 1 to {limit}; got {size!r}.")
+            if (size := getattr(self, name)) is not None:
+                check_number(name, size, 1, limit, whole=True)
         heads, groups = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         if self.hidden_size % heads:
             raise ValueError(
@@ -143,18 +140,9 @@ class BipeConfig(LlamaConfig):
             raise ValueError(
                 f"attention_dropout must be at least 0 and below 1; got {self.attention_dropout!r}."
             )
-        segments = self.original_max_segments
-        if segments is not None and (
-            isinstance(segments, bool) or not isinstance(segments, int) or segments < 1
-        ):
-            raise ValueError(
-                f"original_max_segments must be a whole number, at least 1, or None; got {segments!r}."
-            )
-        limit = self.max_trained_offset
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-            raise ValueError(
-                f"max_trained_offset must be a whole number, at least 0, or None; got {limit!r}."
-            )
+        for name, least in (("original_max_segments", 1), ("max_trained_offset", 0)):
+            if (value := getattr(self, name)) is not None:
+                check_number(f"{name}, where it is not None,", value, least, whole=True)
 
     def check(self) -> None:
         """Check all values anew: transformers changes a config's attributes after it was made.

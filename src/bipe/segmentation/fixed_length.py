@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bipe.registry import check_number
 from bipe.segmentation.base import columns_of
 
 
@@ -26,8 +27,7 @@ class FixedLength:
     n: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or isinstance(self.n, bool) or not 1 <= self.n < 2**62:
-            raise ValueError(f"A fixed segment length is a whole number of at least 1 token; got {self.n!r}.")
+        check_number("A segment's length in tokens", self.n, 1, 2**40, whole=True)
 
     def __call__(self, token_ids: Tensor, token_index: Tensor | None = None) -> Tensor:
         """Return `is_end`, counted from each document's first token; arguments as in `Segmenter`."""

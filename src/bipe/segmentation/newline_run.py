@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from bipe.registry import check_number
 from bipe.segmentation.base import Reading, columns_of, on_device
 from bipe.vocabulary import token_texts
 
@@ -71,8 +72,7 @@ class NewlineRun:
     _tables: dict[torch.device, Tensor] = field(repr=False, compare=False)
 
     def __init__(self, count: int, tokens: Sequence[Sequence[int]]) -> None:
-        if type(count) is not int or not 1 <= count <= MOST:
-            raise ValueError(f"A run has a whole number of newlines from 1 to {MOST}; got {count!r}.")
+        check_number("The number of newlines in a run", count, 1, MOST, whole=True)
         object.__setattr__(self, "count", count)
         object.__setattr__(self, "tokens", _checked_tokens(tokens))
         object.__setattr__(self, "_tables", {})

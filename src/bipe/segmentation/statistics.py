@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bipe.registry import check_number
 from bipe.segmentation.base import Segmenter
 
 HISTOGRAM_CAP = 256
@@ -131,7 +132,7 @@ def mean_tokens_per_segment(documents: Sequence[Tensor], segmenter: Segmenter, c
     Raises:
         ValueError: `cap` is less than 1, or the documents hold no tokens.
     """
-    _positive("cap", cap)
+    check_number("cap", cap, 1, whole=True)
     counts = [tokens_per_segment(segmenter(document[None])) for document in documents if len(document)]
     if not counts:
         raise ValueError("The documents hold no tokens, so their segments have no mean length.")
@@ -151,13 +152,7 @@ def _counts_in_windows(documents: Sequence[Tensor], segmenter: Segmenter, length
 
 def _windows(documents: Sequence[Tensor], length: int) -> Iterator[Tensor]:
     """Yield each document's full windows, `(windows, length)`."""
-    _positive("length", length)
+    check_number("A length in tokens", length, 1, whole=True)
     for document in documents:
         if len(document) >= length:
             yield document[: len(document) // length * length].view(-1, length)
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is a number of tokens, at least 1; got {value!r}.")
-    return value

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from bipe.positions import Positions
+from bipe.registry import check_number
 
 from .base import IntraEncoding
 
@@ -24,12 +25,8 @@ class Learned(IntraEncoding):
 
     @classmethod
     def validate(cls, config: LlamaConfig, **options: Any) -> None:
-        max_offset = options.get("max_offset", 1024)
-        if not isinstance(max_offset, int) or isinstance(max_offset, bool) or not 1 <= max_offset <= 2**24:
-            raise ValueError(
-                "The learned intra encoding needs max_offset, its number of rows, from 1 to "
-                f"{2**24}; got {max_offset!r}."
-            )
+        rows = options.get("max_offset", 1024)
+        check_number("max_offset, its number of rows,", rows, 1, 2**24, whole=True)
 
     def forward(self, positions: Positions, dtype: torch.dtype) -> Tensor:
         return self.embedding(self.clamp(positions.offset)).to(dtype)
