@@ -49,7 +49,13 @@ def segment(
     from bipe.data.documents import load_documents
     from bipe.data.tokens import encode, load_tokenizer, train_tokenizer
     from bipe.models.checkpoint import load_segmenter
-    from bipe.report.segments import segment_rows, segments_html, segments_text, statistics_table
+    from bipe.report.segments import (
+        segment_rows,
+        segments_html,
+        segments_text,
+        statistics_table,
+        terminal_table,
+    )
     from bipe.segmentation import segmenter_of
     from bipe.segmentation.statistics import fitting_lengths, segment_statistics
     from bipe_cli.values import numbers
@@ -80,7 +86,7 @@ def segment(
         for length, row in described.items():
             typer.echo(json.dumps({"length": length, **row.to_dict()}))
     elif described:
-        console.print(statistics_table(described))
+        console.print(terminal_table(statistics_table(described), "Tokens per segment"))
     elif as_json:
         for row in segment_rows(documents, loaded, segmenter):
             typer.echo(json.dumps(row.to_dict()))

@@ -10,7 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 from bipe.data.documents import Document
 from bipe.data.tokens import train_tokenizer
-from bipe.report.segments import SegmentRow, segment_rows, segments_html, segments_text, statistics_table
+from bipe.report.segments import (
+    SegmentRow,
+    segment_rows,
+    segments_html,
+    segments_text,
+    statistics_table,
+    terminal_table,
+)
 from bipe.segmentation import EveryToken, TokenSet
 from bipe.segmentation.statistics import SegmentStatistics, tokens_per_segment
 
@@ -92,9 +99,13 @@ def test_the_page_says_what_it_leaves_out() -> None:
 
 
 def test_statistics_stand_in_both_tables() -> None:
-    statistics = {128: SegmentStatistics(1200, 10.25, 9, 22, 34, (0, 1))}
-    assert [list(column.cells) for column in statistics_table(statistics).columns] == [
-        ["128"], ["1,200"], ["10.2"], ["9"], ["22"], ["34"],
-    ]  # fmt: skip
+    statistics = {128: SegmentStatistics(1200, 10.25, 9, 22, 1_234_567, (0, 1))}
+    cells = ["128", "1,200", "10.2", "9", "22", "1,234,567"]
+    table = statistics_table(statistics)
+    assert [cell.text for cell in table.rows[0]] == cells
+    drawn = terminal_table(table, "Tokens per segment")
+    assert [(column.header, *column.cells) for column in drawn.columns] == list(
+        zip(table.header, cells, strict=True)
+    )
     page = segments_html(ROWS, title="paper", statistics=statistics)
-    assert "<td>128</td><td>1,200</td><td>10.2</td><td>9</td><td>22</td><td>34</td>" in page
+    assert [text for text in cells if f">{text}<" in page] == cells

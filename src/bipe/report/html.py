@@ -5,11 +5,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -17,7 +15,8 @@ from bipe.evaluation.passkey import CHANCE
 from bipe.evaluation.windows import ENOUGH_WINDOWS
 from bipe.report.ends import ends_figure
 from bipe.report.folder import Run, missing_runs, read_run
-from bipe.report.palette import Style, scheme_styles, theme_css
+from bipe.report.pages import render
+from bipe.report.palette import Style, scheme_styles
 from bipe.report.plots import (
     convergence_figure,
     length_curve_figure,
@@ -30,14 +29,10 @@ from bipe.report.plots import (
 )
 from bipe.report.rendering import figure_png, figure_svg
 from bipe.report.tables import (
-    Cell,
     Table,
     difference_table,
-    markdown_table,
     number,
-    numeric_columns,
     overview_table,
-    plain,
     score_table,
     seeds_table,
     segment_table,
@@ -73,18 +68,9 @@ def write_report(run_dir: str | Path) -> Path:
     folder = Path(run_dir)
     run = read_run(folder)
     context = _context(run)
-    environment = Environment(
-        loader=PackageLoader("bipe.report"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["markdown"] = markdown_table
-    environment.filters["plain"] = plain
     summary, page = folder / "summary.md", folder / "report.html"
-    summary.write_text(environment.get_template("summary.md").render(context), encoding="utf-8")
-    page.write_text(environment.get_template("report.html").render(context | _charts(run)), encoding="utf-8")
+    summary.write_text(render("summary.md", context), encoding="utf-8")
+    page.write_text(render("report.html", context | _charts(run)), encoding="utf-8")
     styles = scheme_styles(run.schemes)
     if run.protocols:
         picture = length_curve_figure(run.scores, run.protocols[0], run.train_length, styles=styles)
@@ -265,9 +251,6 @@ def _charts(run: Run) -> dict[str, Any]:
         "convergence": convergence,
         "segment_chart": segments,
         "roles": {scheme: style.role for scheme, style in styles.items()},
-        "theme": Markup(theme_css()),
-        "groups": row_groups,
-        "numeric": numeric_columns,
     }
 
 
@@ -321,8 +304,3 @@ def _convergence_label(run: Run) -> str:
         if (found := [row[name] for row in rows if name in row])
     ]
     return f"Line chart of validation {run.metric} against training steps. At the end: {'; '.join(ends)}."
-
-
-def row_groups(table: Table) -> list[list[list[Cell]]]:
-    """Gather neighbouring rows of the same first cell, which the page then writes once."""
-    return [list(rows) for _, rows in groupby(table.rows, key=lambda row: row[0])]

@@ -1,15 +1,14 @@
 """Segments made visible: each token with its segment and its offset, in the terminal and on a page."""
 
 import codecs
-import html
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import rich.table
 import torch
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -17,49 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from bipe.data.documents import Document
 from bipe.data.tokens import encode
 from bipe.positions import MultilevelPositions, multilevel_positions
-from bipe.report.palette import theme_css
+from bipe.report.pages import render
+from bipe.report.tables import Table, segment_table
 from bipe.segmentation.base import Segmenter, levels_of, read_ends
 from bipe.segmentation.statistics import SegmentStatistics
 from bipe.vocabulary import token_texts
 
 LINE_BREAK = "⏎"
 _STYLES = ("cyan", "yellow")
-_STATISTICS_HEADER = ("text length", "segments", "mean", "median", "99 %", "longest")
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-{head}
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-_LEGEND = """<p class="note">The number before a segment is its index,
-behind those of longer segments that it is in, the one under a token its offset in the segment.</p>
-<input type="checkbox" id="offsets" checked><label for="offsets"> Show offsets</label>"""
-_CSS = """
-:root { color-scheme: light dark; }
-body { margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--ground); color: var(--ink);
-  font: 1rem/1.7 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.4rem; line-height: 1.3; }
-h2 { font-size: 1.1rem; }
-.note, label, caption { color: var(--muted); font-size: 0.9rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.1rem 0.5rem; border-bottom: 1px solid var(--grid); text-align: right; }
-.text { white-space: pre-wrap; }
-.segment { color: var(--series-1); }
-.segment:nth-of-type(even) { color: var(--series-2); }
-.segment::before { content: attr(data-segment); margin: 0 0.2em 0 0.3em; padding: 0 0.3em;
-  border-radius: 0.3em; background: var(--grid); color: var(--ink); font-size: 0.7em; font-weight: 600; }
-.segment i { font-style: normal; }
-#offsets:checked ~ .text i { display: inline-flex; flex-direction: column; vertical-align: top;
-  line-height: 1.4; }
-#offsets:checked ~ .text i::after { content: attr(data-offset); color: var(--muted); font-size: 0.6rem;
-  line-height: 1; text-align: center; border-top: 1px solid var(--grid); margin-bottom: 0.3rem; }
-"""
 
 
 @dataclass(frozen=True)
@@ -145,12 +109,17 @@ def segments_text(rows: Iterable[SegmentRow]) -> Text:
 
 def statistics_table(statistics: Mapping[int, SegmentStatistics]) -> Table:
     """Return a row for each text length: number of segments and the distribution of tokens per segment."""
-    table = Table(title="Tokens per segment")
-    for header in _STATISTICS_HEADER:
-        table.add_column(header, justify="right")
-    for cells in _statistics_cells(statistics):
-        table.add_row(*cells)
-    return table
+    return segment_table({"lengths": {length: row.to_dict() for length, row in statistics.items()}})
+
+
+def terminal_table(table: Table, title: str) -> rich.table.Table:
+    """Return a table for the terminal, all columns flush right."""
+    drawn = rich.table.Table(
+        *(rich.table.Column(name, justify="right") for name in table.header), title=title
+    )
+    for row in table.rows:
+        drawn.add_row(*(cell.text for cell in row))
+    return drawn
 
 
 def segments_html(
@@ -169,16 +138,9 @@ def segments_html(
         token_limit: tokens shown; the page says so where it leaves any out.
     """
     shown, left_out = _limited(rows, token_limit)
-    body = [f"<h1>{html.escape(title)}</h1>", _LEGEND]
-    if statistics:
-        body.append(_html_table(statistics))
-    if left_out:
-        body.append(
-            f'<p class="note">Only the first segments are shown, {left_out:,} tokens are left out.</p>'
-        )
-    body += _html_documents(shown)
-    head = f"<title>{html.escape(title)}</title><style>{theme_css()}{_CSS}</style>"
-    return _PAGE.format(head=head, body="\n".join(body))
+    documents = [(name, list(group)) for name, group in groupby(shown, key=lambda row: row.document)]
+    values = {"title": title, "documents": documents, "left_out": left_out, "visible": _visible}
+    return render("segments.html", values | {"statistics": statistics and statistics_table(statistics)})
 
 
 def _pieces(ids: Tensor, tokenizer: PreTrainedTokenizerBase, texts: Sequence[bytes | None]) -> list[str]:
@@ -221,32 +183,3 @@ def _limited(rows: Iterable[SegmentRow], token_limit: int) -> tuple[list[Segment
         else:
             left_out += len(row.pieces)
     return shown, left_out
-
-
-def _html_documents(rows: Sequence[SegmentRow]) -> Iterator[str]:
-    for document, group in groupby(rows, key=lambda row: row.document):
-        segments = "".join(_html_segment(row) for row in group)
-        yield f'<h2>{html.escape(document)}</h2>\n<p class="text">{segments}</p>'
-
-
-def _html_segment(row: SegmentRow) -> str:
-    tokens = "".join(_html_token(offset, piece) for offset, piece in enumerate(row.pieces))
-    return f'<span class="segment" data-segment="{row.label}">{tokens}</span>'
-
-
-def _html_token(offset: int, piece: str) -> str:
-    line_end = "<br>" if "\n" in piece else ""
-    return f'<i data-offset="{offset}">{html.escape(_visible(piece))}</i>{line_end}'
-
-
-def _statistics_cells(statistics: Mapping[int, SegmentStatistics]) -> Iterator[tuple[str, ...]]:
-    for length, row in statistics.items():
-        yield f"{length:,}", f"{row.segments:,}", f"{row.mean:.1f}", f"{row.p50}", f"{row.p99}", f"{row.max}"
-
-
-def _html_table(statistics: Mapping[int, SegmentStatistics]) -> str:
-    header = "".join(f"<th>{cell}</th>" for cell in _STATISTICS_HEADER)
-    rows = (
-        f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells in _statistics_cells(statistics)
-    )
-    return f"<table><caption>Tokens per segment</caption><tr>{header}</tr>{''.join(rows)}</table>"

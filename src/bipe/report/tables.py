@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 Record = Mapping[str, Any]
@@ -226,7 +227,7 @@ def segment_table(segments: Record) -> Table:
     header = ["text length", "segments", "mean tokens", "median", "99th percentile", "longest"]
     rows: list[list[Cell]] = []
     for length, entry in sorted((int(key), value) for key, value in segments["lengths"].items()):
-        whole = (f"{entry[name]:,g}" for name in ("p50", "p99", "max"))
+        whole = (f"{entry[name]:,}" for name in ("p50", "p99", "max"))
         texts = [f"{length:,}", f"{entry['segments']:,}", number(entry["mean"]), *whole]
         rows.append([Cell(text) for text in texts])
     return Table(header, rows)
@@ -265,6 +266,11 @@ def markdown_table(table: Table) -> str:
 def numeric_columns(table: Table) -> list[bool]:
     """Say of each column whether all its cells are numbers or dashes, which are set flush right."""
     return [all(row[n].text[:1] in "0123456789+-–<" for row in table.rows) for n in range(len(table.header))]
+
+
+def row_groups(table: Table) -> list[list[list[Cell]]]:
+    """Gather neighbouring rows of the same first cell, which the page then writes once."""
+    return [list(rows) for _, rows in groupby(table.rows, key=lambda row: row[0])]
 
 
 def interval_cell(score: Record | None) -> Cell:
