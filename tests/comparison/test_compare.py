@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 import bipe
 from bipe.comparison import Comparison, compare, runs
-from bipe.comparison.compare import _best_rate
 from bipe.comparison.corpus import load_corpus
 from bipe.comparison.description import _notes
 from bipe.comparison.pairs import pairs_of
+from bipe.comparison.rates import best_rate
 from bipe.evaluation.losses import load_curves
 from bipe.records import read_records
 
@@ -57,7 +57,7 @@ def test_each_scheme_gets_the_rate_with_the_lowest_validation_perplexity(finishe
 
 
 def test_a_tie_of_rates_goes_to_the_lower():
-    pick = _best_rate
+    pick = best_rate
     assert pick({0.002: 201.5, 0.006: 198.7}) == 0.002
     assert pick({0.006: 198.7, 0.002: 203.5}) == 0.006
     assert pick({0.001: 250.0, 0.002: 199.0, 0.006: 198.7, 0.01: 197.0}) == 0.002

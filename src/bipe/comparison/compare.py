@@ -1,15 +1,10 @@
 """Several schemes trained alike on the same text, measured at growing lengths, and reported."""
 
-import json
 import random
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from bipe.evaluation.base import Run
 from bipe.evaluation.length_curve import paired_differences, scores
@@ -17,34 +12,26 @@ from bipe.evaluation.losses import Curve, load_curves
 from bipe.evaluation.passkey import make_trial
 from bipe.evaluation.tasks import KEYS_OF, separators_of
 from bipe.evaluation.windows import without
-from bipe.plain import first_difference, read_object
 from bipe.records import append_record, read_records
 from bipe.report.folder import read_scores
 from bipe.report.html import write_report
 from bipe.segmentation import segmenter_of
-from bipe.storage import LOCK, discard_drafts, is_draft, sole_writer, write_whole
-from bipe.training.history import read_history
-from bipe.training.initial_model import check_recipe, configure
+from bipe.storage import discard_drafts, sole_writer, write_whole
+from bipe.training.initial_model import configure
 
-from .corpus import FILE, NAMES, Corpus, load_corpus, make_corpus
+from .corpus import Corpus, load_corpus, make_corpus
 from .description import describe
+from .folder import agreed, release
 from .pairs import pairs_of
-from .runs import LOSSES, OTHER_SCORES, Job, RunAll, recipe_of, workers
+from .rates import pick_rates
+from .runs import LOSSES, OTHER_SCORES, Job, Say, jobs_of, recipe_of, workers
 from .settings import MARKER, Comparison
-
-Say = Callable[[str], None]
-
-ADDABLE = ("arms", "schemes", "seeds")
-"""Settings that a comparison may get more of."""
 
 REPORT_EVERY = 60
 """Seconds between reports of an unfinished comparison: drawing one takes some, and holds up the next run."""
 
 HEADLINES = {"perplexity": ".1f", "accuracy": ".1%"}
 """Metrics that a run is summed up by, and how they are written."""
-
-TIE = 0.02
-"""Trials whose perplexities differ by less than this share say nothing of the whole runs."""
 
 
 def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: Say = print) -> Path:
@@ -74,24 +61,24 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     """
     out = Path(out)
     settings.check()
-    _agreed(settings, out)  # before there is a folder
+    agreed(settings, out)  # before there is a folder
     out.mkdir(parents=True, exist_ok=True)
     with sole_writer(out):
         discard_drafts(out)
-        settings = _agreed(settings, out)
+        settings = agreed(settings, out)
         if not (out / MARKER).exists():
             write_whole(out / MARKER, settings.model_dump_json(indent=1))
-        jobs = _jobs(settings, out)
+        jobs = jobs_of(settings, out)
         say("Reading the text ...")
         try:
             make_corpus(settings, out, processes)
             corpus = load_corpus(out)
             _check_text(settings, corpus)
         except ValueError:
-            _release(out)
+            release(out)
             raise
         with workers(processes) as run_all:
-            rates = _pick_rates(settings, out, run_all, say)
+            rates = pick_rates(settings, out, run_all, say)
             # Only now are added schemes known to work; before, they would stand in the way of those there.
             write_whole(out / MARKER, settings.model_dump_json(indent=1))
             describe(settings, corpus, rates, out)
@@ -127,94 +114,13 @@ def _report_so_far(out: Path, say: Say) -> None:
         say(f"No report yet: {error}")
 
 
-def _jobs(settings: Comparison, out: Path) -> list[Job]:
-    """The runs, all names of a seed before the next seed; their rates are the first to be tried."""
-    rate, steps = settings.learning_rates[0], settings.training.steps
-    return [
-        Job(out, f"runs/{name}-{seed}", name, seed, rate, steps, measure=True, settings=settings)
-        for seed, name in product(range(settings.seeds), settings.names)
-    ]
-
-
-def _agreed(settings: Comparison, out: Path) -> Comparison:
-    """The settings with what a comparison in this folder has already; nothing is written.
-
-    Schemes and seeds may be added to a comparison; all else decides what comes out.
-
-    Raises:
-        ValueError: the folder is another comparison's, or none's, or a name or size is wrong.
-    """
-    settings = _with_those_there(settings, out)
-    for job in _jobs(settings, out)[: len(settings.names)]:  # seeds change no recipe's sizes
-        check_recipe(recipe_of(job))
-    there = _settings_there(out)
-    if there is None and out.exists():
-        if not out.is_dir() or not all(path.name == LOCK or is_draft(path, MARKER) for path in out.iterdir()):
-            raise ValueError(
-                f"{out} exists and is no folder of a comparison. Choose an empty or a new one with --out."
-            )
-    elif there is not None:
-        here = settings.model_dump(mode="json")
-        grown = {name: here[name] for name in ADDABLE}
-        if difference := first_difference(there.model_dump(mode="json") | grown, here):
-            raise ValueError(
-                f"{out} holds another comparison: {difference}. Choose another folder with --out."
-            )
-    return settings
-
-
-def _settings_there(out: Path) -> Comparison | None:
-    """The settings of the comparison in this folder, None where there is none."""
-    path = out / MARKER
-    if not path.exists():
-        return None
-    try:
-        return Comparison.model_validate(read_object(path, "Delete the folder or choose another."))
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ValueError(
-            f"{path} is not the record of a comparison ({place}). Delete the folder or choose another."
-        ) from None
-
-
-def _with_those_there(settings: Comparison, out: Path) -> Comparison:
-    """The settings with the schemes, arms and seeds that a comparison in this folder has already.
-
-    Raises:
-        ValueError: an arm of the same name is another one there.
-    """
-    there = _settings_there(out)
-    if there is None:
-        return settings
-    for name in there.arms.keys() & settings.arms.keys():
-        if there.arms[name] != settings.arms[name]:
-            raise ValueError(
-                f"{out} holds another arm {name!r}. Give this one another name, or choose another folder "
-                "with --out."
-            )
-    schemes = list(dict.fromkeys([*there.schemes, *settings.schemes]))
-    seeds, arms = max(there.seeds, settings.seeds), {**there.arms, **settings.arms}
-    return settings.model_copy(update={"schemes": schemes, "arms": arms, "seeds": seeds})
-
-
-def _release(out: Path) -> None:
-    """Give up the claim on a folder in which nothing was trained yet: the mended command can have it."""
-    if (out / "sweep").exists() or (out / "runs").exists():
-        return
-    shutil.rmtree(out / "tokenizer", ignore_errors=True)
-    for name in (FILE, NAMES, MARKER, LOCK):
-        (out / name).unlink(missing_ok=True)
-    if not any(out.iterdir()):
-        out.rmdir()
-
-
 def _check_text(settings: Comparison, corpus: Corpus) -> None:
     """Refuse, before anything is trained, text or settings that a run or its report would stumble over."""
     length = settings.data.block_length
     corpus.material.blocks(length)
     corpus.validation_blocks(length, settings.evaluation.validation_blocks)
     segmenter_of(corpus.tokenizer, settings.rule)  # the report counts segments in any case
-    for job in _jobs(settings, Path())[: len(settings.names)]:  # seeds change no config
+    for job in jobs_of(settings, Path())[: len(settings.names)]:  # seeds change no config
         configure(recipe_of(job), corpus.material)
     if not corpus.test:
         return
@@ -231,51 +137,6 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
     for task in KEYS_OF.keys() & set(settings.tasks):
         for seed in range(20):  # some names and numbers take more tokens than others
             make_trial(text, corpus.tokenizer, KEYS_OF[task], random.Random(seed))
-
-
-def _pick_rates(settings: Comparison, out: Path, run_all: RunAll, say: Say) -> dict[str, float]:
-    """The learning rate of each scheme: the lowest of those with about the lowest validation perplexity."""
-    if len(settings.learning_rates) == 1:
-        return dict.fromkeys(settings.names, settings.learning_rates[0])
-    steps = min(settings.sweep_steps, settings.training.steps)
-    jobs = [
-        Job(out, f"sweep/{name}-{rate!r}", name, 0, rate, steps, measure=False, settings=settings)
-        for name, rate in product(settings.names, settings.learning_rates)
-    ]
-    found: dict[str, dict[float, float]] = {name: {} for name in settings.names}
-    for number, (job, _) in enumerate(run_all(jobs), start=1):
-        place = f"[rate {number}/{len(jobs)}] {job.name} at {job.learning_rate:g}"
-        perplexity = _validation_perplexity(job)
-        if perplexity is None:
-            say(f"{place}: diverged")
-        else:
-            found[job.name][job.learning_rate] = perplexity
-            say(f"{place}: validation perplexity {perplexity:.1f}")
-    for scheme, by_rate in found.items():
-        if not by_rate:
-            raise RuntimeError(
-                f"{scheme} diverged at every learning rate tried: give lower --learning_rates and another "
-                "--out."
-            )
-    (out / "sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return {scheme: _best_rate(by_rate) for scheme, by_rate in found.items()}
-
-
-def _best_rate(by_rate: dict[float, float]) -> float:
-    """The lowest rate within `TIE` of the best perplexity: high rates gain early and lose it later."""
-    best = min(by_rate.values())
-    return min(rate for rate, perplexity in by_rate.items() if perplexity <= best * (1 + TIE))
-
-
-def _validation_perplexity(job: Job) -> float | None:
-    """The perplexity after a job's last step, None where it diverged before."""
-    rows = read_history(job.out / job.folder)
-    last = [
-        row["validation_perplexity"]
-        for row in rows
-        if "validation_perplexity" in row and row["step"] == job.steps
-    ]
-    return last[-1] if last else None
 
 
 def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:

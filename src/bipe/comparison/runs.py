@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -76,8 +77,19 @@ class Outcome:
     failure: str = ""
 
 
+Say = Callable[[str], None]
+
 RunAll = Callable[[Sequence[Job]], Iterator[tuple[Job, Outcome]]]
 """Does jobs, and yields each with what became of it, in order."""
+
+
+def jobs_of(settings: Comparison, out: Path) -> list[Job]:
+    """The runs, all names of a seed before the next seed; their rates are the first to be tried."""
+    rate, steps = settings.learning_rates[0], settings.training.steps
+    return [
+        Job(out, f"runs/{name}-{seed}", name, seed, rate, steps, measure=True, settings=settings)
+        for seed, name in product(range(settings.seeds), settings.names)
+    ]
 
 
 @contextmanager
