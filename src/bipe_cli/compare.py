@@ -35,7 +35,8 @@ def compare(
 
     Writes scores.jsonl, summary.md and report.html. Other settings follow as --name value, such as
     --model.hidden_size 256 or --learning_rates [0.001]; the recipes in recipes/comparisons show them all.
-    A comparison that was broken off goes on when the same command is given again.
+    A comparison that was broken off goes on when the same command is given again. One that is finished may
+    get more schemes, arms and seeds, and more lengths, protocols and tasks, for which nothing is trained.
     """
     from bipe.comparison import Comparison
     from bipe.comparison import compare as run

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from bipe.comparison import compare, runs
 from bipe.comparison.corpus import load_corpus
-from bipe.evaluation.losses import load_curves
+from bipe.evaluation.losses import NotFinite, load_curves
 from bipe.records import read_records
 
 from .conftest import SCHEMES, SMALL, few_windows, settings
@@ -61,6 +62,57 @@ def test_a_finished_comparison_is_not_trained_again_and_more_may_follow(
     with pytest.raises(ValueError, match="no newline"):
         compare(settings(texts, schemes=["fire"]), out, say=lambda line: None)
     assert (out / "comparison.json").read_bytes() == marker
+
+
+@few_windows
+def test_a_finished_comparison_is_measured_in_more_ways_without_training(texts, tmp_path, monkeypatch):
+    out, once = tmp_path / "run", tmp_path / "once"
+    more = {
+        "lengths": [64, 128, 256],
+        "protocols": ["same_targets", "blocks", "without_separators"],
+        "tasks": ["length-curve", "passkey"],
+    }
+    chosen = {"schemes": ["rope", "bipe-rope"], "learning_rates": [1e-3]}
+    asked = {**SMALL["evaluation"], "lengths": [64, 128], "problems": 3}
+    compare(settings(texts, **chosen, evaluation=asked), out, say=lambda line: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["bipe.training.train"], "_run", None)  # nothing trains
+        compare(settings(texts, **chosen, evaluation=asked | more), out, say=lambda line: None)
+        grown = (out / "scores.jsonl").read_bytes()
+        patched.setattr(runs, "window_losses", None)
+        patched.setattr(runs, "TASKS", {})
+        compare(settings(texts, **chosen, evaluation=asked), out, say=lambda line: None)
+    assert (out / "scores.jsonl").read_bytes() == grown
+    compare(settings(texts, **chosen, evaluation=asked | more), once, say=lambda line: None)
+    for name in ("scores.jsonl", "differences.jsonl"):
+        assert read_records(out / name) == read_records(once / name)
+    found = read_records(out / "scores.jsonl")
+    assert {(row["task"], row["length"]) for row in found} == set(product(more["tasks"], more["lengths"]))
+    with pytest.raises(ValueError, match=r"evaluation\.max_windows is 40 there and 9 here"):
+        compare(settings(texts, **chosen, evaluation=asked | {"max_windows": 9}), out)
+
+
+@few_windows
+def test_a_run_that_fails_at_a_new_length_leaves_none_of_its_old_scores(
+    finished, texts, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    real = runs.window_losses
+
+    def break_one(model, *arguments, **options):
+        if model.config.scheme == "rope":
+            raise NotFinite("no numbers")
+        return real(model, *arguments, **options)
+
+    monkeypatch.setattr(runs, "window_losses", break_one)
+    longer = SMALL["evaluation"] | {"lengths": [128]}
+    with pytest.raises(RuntimeError, match="rope, seed 0: no numbers"):
+        compare(settings(texts, evaluation=longer), out, say=lambda line: None)
+    found = read_records(out / "scores.jsonl")
+    assert {row["scheme"] for row in found} == {*SCHEMES} - {"rope"}
+    assert {row["length"] for row in found} == {16, 32, 64, 128}
+    assert not any("rope" in (row["first"], row["second"]) for row in read_records(out / "differences.jsonl"))
 
 
 def refuse(tokenizer, rule):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from bipe.evaluation.base import Run
 from bipe.evaluation.length_curve import paired_differences, scores
-from bipe.evaluation.losses import Curve, load_curves
 from bipe.evaluation.passkey import make_trial
 from bipe.evaluation.tasks import KEYS_OF, separators_of
 from bipe.evaluation.windows import without
@@ -21,11 +20,14 @@ from bipe.training.initial_model import configure
 
 from .corpus import Corpus, load_corpus, make_corpus
 from .description import describe
-from .folder import agreed, release
+from .folder import agreed, release, settings_there
 from .pairs import pairs_of
 from .rates import pick_rates
-from .runs import LOSSES, OTHER_SCORES, Job, Say, jobs_of, recipe_of, workers
+from .runs import OTHER_SCORES, Job, Say, curves_of, jobs_of, recipe_of, workers
 from .settings import MARKER, Comparison
+
+SCORES = "scores.jsonl"
+"""All that was measured."""
 
 REPORT_EVERY = 60
 """Seconds between reports of an unfinished comparison: drawing one takes some, and holds up the next run."""
@@ -37,11 +39,12 @@ HEADLINES = {"perplexity": ".1f", "accuracy": ".1%"}
 def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: Say = print) -> Path:
     """Train and measure every scheme with every seed, and write the report.
 
-    A folder that an earlier call with the same settings left unfinished is continued; schemes and seeds may
-    be added to it, and those that it has are kept. The learning rate of each scheme is the one with the
-    lowest perplexity on the validation text, among the same few, or a lower one within 2 % of it; every run
-    of the comparison sees the same blocks in the same order and starts from the same values in the parameters
-    that it shares with the others.
+    A folder that an earlier call with the same settings left unfinished is continued. Schemes and seeds may
+    be added to it, and those that it has are kept; so may lengths, protocols and tasks, by which its models
+    are measured again without being trained. The learning rate of each scheme is the one with the lowest
+    perplexity on the validation text, among the same few, or a lower one within 2 % of it; every run of the
+    comparison sees the same blocks in the same order and starts from the same values in the parameters that
+    it shares with the others.
 
     Args:
         settings: what to compare.
@@ -80,6 +83,8 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
         with workers(processes) as run_all:
             rates = pick_rates(settings, out, run_all, say)
             # Only now are added schemes known to work; before, they would stand in the way of those there.
+            if (there := settings_there(out)) and there.evaluation != settings.evaluation:
+                (out / SCORES).unlink(missing_ok=True)  # of other windows; the runs have what still holds
             write_whole(out / MARKER, settings.model_dump_json(indent=1))
             describe(settings, corpus, rates, out)
             jobs = [replace(job, learning_rate=rates[job.name]) for job in jobs]
@@ -141,7 +146,7 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
 
 def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:
     """Append the rows of a run that are not there yet."""
-    path = job.out / "scores.jsonl"
+    path = job.out / SCORES
     key = ("scheme", "seed", "protocol", "length", "metric")
     there = {tuple(row[name] for name in key) for row in read_scores(path)}
     rows = [
@@ -149,9 +154,9 @@ def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:
         for row in read_records(job.out / job.folder / OTHER_SCORES)
     ]
     if "length-curve" in settings.tasks:
-        run, curves = Run(job.name, job.seed, job.steps), load_curves(job.out / job.folder / LOSSES)
-        for protocol in settings.evaluation.protocols:
-            rows += [score.to_dict() for score in scores(curves[protocol], run, protocol, parameters)]
+        run = Run(job.name, job.seed, job.steps)
+        for protocol, curve in curves_of(settings, job.out / job.folder).items():
+            rows += [score.to_dict() for score in scores(curve, run, protocol, parameters)]
     for row in rows:
         if tuple(row[name] for name in key) not in there:
             append_record(path, row)
@@ -160,7 +165,7 @@ def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:
 def _headline(out: Path, job: Job) -> str:
     rows = [
         row
-        for row in read_scores(out / "scores.jsonl")
+        for row in read_scores(out / SCORES)
         if (row["scheme"], row["seed"]) == (job.name, job.seed) and row["metric"] in HEADLINES
     ]
     first = min(rows, key=lambda row: list(HEADLINES).index(row["metric"]))
@@ -180,15 +185,9 @@ def _record_differences(settings: Comparison, out: Path) -> None:
     path = out / "differences.jsonl"
     path.unlink(missing_ok=True)
     for seed, (first, second) in product(range(settings.seeds), pairs_of(settings)):
-        if not all((out / f"runs/{name}-{seed}" / LOSSES).exists() for name in (first, second)):
-            continue
-        one, two = (_curves(out, scheme, seed) for scheme in (first, second))
-        for protocol in settings.evaluation.protocols:
+        one, two = (curves_of(settings, out / f"runs/{name}-{seed}") for name in (first, second))
+        for protocol in one.keys() & two.keys():
             for row in paired_differences(one[protocol], two[protocol], settings.lengths[0]):
                 append_record(
                     path, {"first": first, "second": second, "seed": seed, "protocol": protocol, **row}
                 )
-
-
-def _curves(out: Path, name: str, seed: int) -> dict[str, Curve]:
-    return load_curves(out / f"runs/{name}-{seed}" / LOSSES)

@@ -1,7 +1,9 @@
 """The folder of a comparison: whose it is, and what may be added to it."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,16 +13,19 @@ from bipe.training.initial_model import check_recipe
 
 from .corpus import FILE, NAMES
 from .runs import jobs_of, recipe_of
-from .settings import MARKER, Comparison
+from .settings import MARKER, Comparison, EvaluationSettings
 
 ADDABLE = ("arms", "schemes", "seeds")
 """Settings that a comparison may get more of."""
+
+MEASURED = ("lengths", "protocols", "tasks")
+"""Likewise, of its evaluation: models that are trained already are measured again."""
 
 
 def agreed(settings: Comparison, out: Path) -> Comparison:
     """The settings with what a comparison in this folder has already; nothing is written.
 
-    Schemes and seeds may be added to a comparison; all else decides what comes out.
+    Schemes, seeds and what is measured may be added to a comparison; all else decides what comes out.
 
     Raises:
         ValueError: the folder is another comparison's, or none's, or a name or size is wrong.
@@ -36,8 +41,10 @@ def agreed(settings: Comparison, out: Path) -> Comparison:
             )
     elif there is not None:
         here = settings.model_dump(mode="json")
-        grown = {name: here[name] for name in ADDABLE}
-        if difference := first_difference(there.model_dump(mode="json") | grown, here):
+        before = there.model_dump(mode="json")
+        before |= {name: here[name] for name in ADDABLE}
+        before["evaluation"] |= {name: here["evaluation"][name] for name in MEASURED}
+        if difference := first_difference(before, here):
             raise ValueError(
                 f"{out} holds another comparison: {difference}. Choose another folder with --out."
             )
@@ -59,7 +66,7 @@ def settings_there(out: Path) -> Comparison | None:
 
 
 def _with_those_there(settings: Comparison, out: Path) -> Comparison:
-    """The settings with the schemes, arms and seeds that a comparison in this folder has already.
+    """The settings with what a comparison in this folder compares and measures already.
 
     Raises:
         ValueError: an arm of the same name is another one there.
@@ -73,9 +80,24 @@ def _with_those_there(settings: Comparison, out: Path) -> Comparison:
                 f"{out} holds another arm {name!r}. Give this one another name, or choose another folder "
                 "with --out."
             )
-    schemes = list(dict.fromkeys([*there.schemes, *settings.schemes]))
-    seeds, arms = max(there.seeds, settings.seeds), {**there.arms, **settings.arms}
-    return settings.model_copy(update={"schemes": schemes, "arms": arms, "seeds": seeds})
+    arms, seeds = {**there.arms, **settings.arms}, max(there.seeds, settings.seeds)
+    both = {"schemes": _union(there.schemes, settings.schemes), "arms": arms, "seeds": seeds}
+    return settings.model_copy(update={**both, "evaluation": _all_measured(there, settings)})
+
+
+def _all_measured(there: Comparison, here: Comparison) -> EvaluationSettings:
+    """How models are measured, with the lengths, protocols and tasks of both."""
+    found: dict[str, Any] = {"protocols": _union(there.evaluation.protocols, here.evaluation.protocols)}
+    for name in ("lengths", "tasks"):
+        both = _union(getattr(there, name), getattr(here, name))
+        grown = set(both) > set(getattr(there, name))
+        found[name] = sorted(both) if grown else getattr(there.evaluation, name)
+    return here.evaluation.model_copy(update=found)
+
+
+def _union(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """What is in either, in order of appearance."""
+    return list(dict.fromkeys([*first, *second]))
 
 
 def release(out: Path) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from bipe.evaluation.arithmetic import answered_right
-from bipe.evaluation.losses import NotFinite, save_curves, window_losses
+from bipe.evaluation.losses import Curve, NotFinite, load_curves, save_curves, window_losses
 from bipe.evaluation.tasks import TASKS, TaskOptions, separators_of
 from bipe.models.checkpoint import Checkpoint
+from bipe.records import read_records
 from bipe.storage import discard_drafts, write_whole
 from bipe.training.history import Measure
 from bipe.training.initial_model import configure
@@ -190,11 +191,12 @@ def _accuracy(corpus: Corpus) -> Measure | None:
 
 def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> None:
     """Leave what comes out of each task in the run's folder, where it is not there yet."""
-    discard_drafts(checkpoint.directory)
-    losses, others = checkpoint.directory / LOSSES, checkpoint.directory / OTHER_SCORES
-    if "length-curve" in settings.tasks and not losses.exists():
+    folder = checkpoint.directory
+    discard_drafts(folder)
+    if "length-curve" in settings.tasks:
+        curves = curves_of(settings, folder)
         lossy = "without_separators" in settings.evaluation.protocols
-        curves = {
+        missing = {
             protocol: window_losses(
                 checkpoint.model,
                 corpus.test,
@@ -205,20 +207,31 @@ def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> No
                 separators=separators_of(corpus.tokenizer) if lossy else (),
             )
             for protocol in settings.evaluation.protocols
+            if protocol not in curves
         }
-        save_curves(losses, curves)
-    if others.exists():
-        return
+        if missing:
+            save_curves(folder / LOSSES, curves | missing)
+    others = folder / OTHER_SCORES
+    rows = read_records(others) if others.exists() else []
     options = TaskOptions(
         lengths=settings.lengths, max_windows=settings.evaluation.problems, documents=corpus.test
     )
-    scores = [
-        score
-        for task in settings.tasks
-        if task != "length-curve"
-        for score in TASKS[task](checkpoint, options)
-    ]
-    write_whole(others, "".join(json.dumps(score.to_dict()) + "\n" for score in scores))
+    kept, found = [], []
+    for task in settings.tasks:
+        there = [row for row in rows if row["task"] == task]
+        if {row["length"] for row in there} == set(settings.lengths):
+            kept += there
+        elif task != "length-curve":
+            found += [score.to_dict() for score in TASKS[task](checkpoint, options)]
+    if found or not others.exists():
+        write_whole(others, "".join(json.dumps(row) + "\n" for row in kept + found))
+
+
+def curves_of(settings: Comparison, folder: Path) -> dict[str, Curve]:
+    """The curves in a run's folder by protocol, without those of other lengths, whose windows differ."""
+    there = load_curves(folder / LOSSES) if (folder / LOSSES).exists() else {}
+    curves = {protocol: there.get(protocol, {}) for protocol in settings.evaluation.protocols}
+    return {protocol: curve for protocol, curve in curves.items() if list(curve) == settings.lengths}
 
 
 def recipe_of(job: Job) -> Recipe:
