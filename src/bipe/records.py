@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+Record = Mapping[str, Any]
+"""A line: values by name."""
 
-def append_record(path: str | Path, record: Mapping[str, Any]) -> None:
+
+def append_record(path: str | Path, record: Record) -> None:
     """Append `record` to `path` as one line of JSON and flush it.
 
     A line that an earlier process broke off is cut away first: the new record never joins onto its rest.

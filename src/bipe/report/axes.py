@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from bipe.records import Record
+
 from .palette import COLOURS, Style
 
-Record = Mapping[str, Any]
 Shape = Literal["wide", "narrow"]
 Along = Literal["x", "y"]
 Curve = list[Record]

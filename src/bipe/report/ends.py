@@ -5,13 +5,14 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
+from bipe.records import Record
+
 from .axes import (
     CONTEXT,
     FONT,
     GRID,
     MUTED,
     Curve,
-    Record,
     Shape,
     dress,
     set_perplexity_scale,

@@ -7,12 +7,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from bipe.records import read_records
+from bipe.records import Record, read_records
 from bipe.training.environment import describe_environment
 
 from .plots import segment_histogram_figure, width_figure
 from .rendering import figure_png
-from .tables import SHARES, Cell, Record, Table, markdown_table, number, percent, seeds_table, spread_cell
+from .tables import SHARES, Cell, Table, markdown_table, number, percent, seeds_table, spread_cell
 from .theory import ENOUGH, learned_figure, learned_table, reach_table, smallest_widths
 
 LEFT_OUT = {"histogram"}

@@ -1,6 +1,6 @@
 """A run folder as its report reads it; what a table or a chart looks at is checked when it is read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +11,8 @@ from bipe.evaluation.length_curve import TASK as CURVE_TASK
 from bipe.evaluation.length_curve import perplexity_by_place
 from bipe.evaluation.losses import load_curves
 from bipe.plain import read_object
-from bipe.records import read_records
+from bipe.records import Record, read_records
 from bipe.report.plots import FIRST_PLACE, LENGTH_UNITS
-
-Record = Mapping[str, Any]
 
 FolderName = Annotated[str, Field(pattern=r"^[^/\\\x00]{1,100}$")]
 """Of a scheme, after which a run's folder is called."""

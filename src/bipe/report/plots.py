@@ -8,12 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from bipe.records import Record
+
 from .axes import (
     CONTEXT,
     FONT,
     MUTED,
     Curve,
-    Record,
     Shape,
     canvas,
     draw_curve,

@@ -4,9 +4,9 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Record = Mapping[str, Any]
+from bipe.records import Record
 
 EXPLAINED = ["offsets beyond trained", "tokens per segment", "parameters", "learning rate"]
 """The columns behind those of what was measured."""

@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from bipe.records import Record
+
 from .axes import FONT, INK, MUTED, dress, short_number
 from .palette import COLOURS, Style, scheme_styles
-from .tables import Cell, Record, Table, percent, seeds_cell
+from .tables import Cell, Table, percent, seeds_cell
 
 ENOUGH = 0.99
 """The share of symbols after which a model has to be right, to be said to have learned an automaton."""
