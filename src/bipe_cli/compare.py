@@ -35,12 +35,14 @@ def compare(
 
     Writes scores.jsonl, summary.md and report.html. Other settings follow as --name value, such as
     --model.hidden_size 256 or --learning_rates [0.001]; the recipes in recipes/comparisons show them all.
-    A comparison that was broken off goes on when the same command is given again. One that is finished may
-    get more schemes, arms and seeds, and more lengths, protocols and tasks, for which nothing is trained.
+    A comparison that was broken off goes on when the same command is given again. With other schemes, arms or
+    more seeds it gets those too; with other lengths, protocols or tasks it is measured by them, and nothing
+    is trained for that. What is not named stays as it was.
     """
     from bipe.comparison import Comparison
     from bipe.comparison import compare as run
     from bipe.processes import processes
+    from bipe.report.folder import SCORES
     from bipe.training import parse_overrides, read_settings
     from bipe_cli.values import numbers, words
 
@@ -58,6 +60,6 @@ def compare(
     settings = read_settings(Comparison, recipe, parse_overrides(context.args), given)
     page = run(settings, out, processes=workers, say=partial(typer.echo, err=as_json))
     if as_json:
-        typer.echo((out / "scores.jsonl").read_text(encoding="utf-8"), nl=False)
+        typer.echo((out / SCORES).read_text(encoding="utf-8"), nl=False)
     else:
         typer.echo(page)

@@ -291,3 +291,19 @@ def test_what_a_scheme_is_is_not_set_for_all_of_them(setting: str) -> None:
     chosen = Comparison.model_validate({"model": {setting: {"type": "rope"}}})
     with pytest.raises(ValueError, match=rf"model\.{setting} would replace that of every scheme.*arms"):
         chosen.check()
+
+
+def test_arithmetic_is_measured_at_other_lengths(solved: Path, tmp_path: Path) -> None:
+    out, said = tmp_path / "run", []
+    shutil.copytree(solved, out)
+    other = {**ARITHMETIC, "arms": {}, "evaluation": ARITHMETIC["evaluation"] | {"lengths": [2, 3]}}
+    compare(Comparison.model_validate(other), out, say=said.append)
+    assert any("evaluation.lengths is [3, 5] there and [2, 3] here" in line for line in said)
+    before, after = (
+        {(row["scheme"], row["length"]): row["value"] for row in read_records(folder / "scores.jsonl")}
+        for folder in (solved, out)
+    )
+    assert {length for _, length in after} == {2, 3}
+    assert {key: after[key] for key in before if key[1] == 3} == {
+        key: value for key, value in before.items() if key[1] == 3
+    }

@@ -13,6 +13,7 @@ from bipe.comparison import compare, runs
 from bipe.comparison.corpus import load_corpus
 from bipe.evaluation.losses import NotFinite, load_curves
 from bipe.records import read_records
+from bipe.report.folder import missing_runs, read_run
 
 from .conftest import SCHEMES, SMALL, few_windows, settings
 
@@ -64,55 +65,103 @@ def test_a_finished_comparison_is_not_trained_again_and_more_may_follow(
     assert (out / "comparison.json").read_bytes() == marker
 
 
+FEW = {"schemes": ["rope", "bipe-rope"], "learning_rates": [1e-3]}
+SHORT = SMALL["evaluation"] | {
+    "lengths": [64, 128],
+    "protocols": ["same_targets", "blocks"],
+    "tasks": ["length-curve"],
+    "problems": 3,
+}
+LONG = SHORT | {
+    "lengths": [64, 128, 256],
+    "protocols": ["same_targets", "without_separators", "blocks"],
+    "tasks": ["length-curve", "passkey"],
+}
+
+
 @few_windows
-def test_a_finished_comparison_is_measured_in_more_ways_without_training(texts, tmp_path, monkeypatch):
+def test_a_finished_comparison_is_measured_otherwise_without_training(texts, tmp_path, monkeypatch):
     out, once = tmp_path / "run", tmp_path / "once"
-    more = {
-        "lengths": [64, 128, 256],
-        "protocols": ["same_targets", "blocks", "without_separators"],
-        "tasks": ["length-curve", "passkey"],
-    }
-    chosen = {"schemes": ["rope", "bipe-rope"], "learning_rates": [1e-3]}
-    asked = {**SMALL["evaluation"], "lengths": [64, 128], "problems": 3}
-    compare(settings(texts, **chosen, evaluation=asked), out, say=lambda line: None)
+    said: list[str] = []
+    compare(settings(texts, **FEW, evaluation=SHORT), out, say=said.append)
+    short = read_records(out / "scores.jsonl")
+    assert not any("anew" in line for line in said)
     with monkeypatch.context() as patched:
         patched.setattr(sys.modules["bipe.training.train"], "_run", None)  # nothing trains
-        compare(settings(texts, **chosen, evaluation=asked | more), out, say=lambda line: None)
+        compare(settings(texts, **FEW, evaluation=LONG), out, say=said.append)
+        assert any("evaluation.lengths is [64, 128] there and [64, 128, 256] here" in line for line in said)
         grown = (out / "scores.jsonl").read_bytes()
-        patched.setattr(runs, "window_losses", None)
+        patched.setattr(runs, "window_losses", None)  # nothing is measured
         patched.setattr(runs, "TASKS", {})
-        compare(settings(texts, **chosen, evaluation=asked), out, say=lambda line: None)
-    assert (out / "scores.jsonl").read_bytes() == grown
-    compare(settings(texts, **chosen, evaluation=asked | more), once, say=lambda line: None)
+        said.clear()
+        unnamed = {"max_windows": 40, "validation_blocks": 3, "problems": 3}
+        compare(settings(texts, **FEW, evaluation=unnamed), out, say=said.append)
+        assert not any("anew" in line for line in said)
+        assert (out / "scores.jsonl").read_bytes() == grown
+        with pytest.raises(ValueError, match=r"evaluation\.max_windows is 40 there and 9 here"):
+            compare(settings(texts, **FEW, evaluation=unnamed | {"max_windows": 9}), out)
+    compare(settings(texts, **FEW, evaluation=LONG), once, say=said.append)
     for name in ("scores.jsonl", "differences.jsonl"):
-        assert read_records(out / name) == read_records(once / name)
+        assert (out / name).read_bytes() == (once / name).read_bytes()
     found = read_records(out / "scores.jsonl")
-    assert {(row["task"], row["length"]) for row in found} == set(product(more["tasks"], more["lengths"]))
-    with pytest.raises(ValueError, match=r"evaluation\.max_windows is 40 there and 9 here"):
-        compare(settings(texts, **chosen, evaluation=asked | {"max_windows": 9}), out)
+    assert {(row["task"], row["length"]) for row in found} == set(product(LONG["tasks"], LONG["lengths"]))
+    compared = [row["protocol"] for row in read_records(out / "differences.jsonl")]
+    assert list(dict.fromkeys(compared)) == LONG["protocols"]
+    compare(settings(texts, **FEW, evaluation=SHORT), out, say=said.append)
+    assert read_records(out / "scores.jsonl") == short
 
 
 @few_windows
-def test_a_run_that_fails_at_a_new_length_leaves_none_of_its_old_scores(
-    finished, texts, tmp_path, monkeypatch
-):
+def test_measuring_anew_may_be_broken_off_and_taken_back(texts, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    shutil.copytree(finished[0], out)
+    compare(settings(texts, **FEW, evaluation=SHORT), out, say=lambda line: None)
+    short = read_records(out / "scores.jsonl")
     real = runs.window_losses
 
-    def break_one(model, *arguments, **options):
-        if model.config.scheme == "rope":
-            raise NotFinite("no numbers")
-        return real(model, *arguments, **options)
+    def break_off(model, documents, lengths, *arguments, **options):
+        if model.config.scheme == "bipe-rope" and 256 in lengths:
+            raise RuntimeError("out of memory")
+        return real(model, documents, lengths, *arguments, **options)
 
-    monkeypatch.setattr(runs, "window_losses", break_one)
-    longer = SMALL["evaluation"] | {"lengths": [128]}
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "window_losses", break_off)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            compare(settings(texts, **FEW, evaluation=LONG), out, say=lambda line: None)
+        assert {row["scheme"] for row in read_records(out / "scores.jsonl")} == {"rope"}
+        assert not (out / "differences.jsonl").exists()
+        run = read_run(out)
+        assert [line.split(":")[0] for line in missing_runs(run)] == ["bipe-rope, seed 0"]
+        assert run.places.keys() == {("rope", 0)}
+        compare(settings(texts, **FEW, evaluation=SHORT), out, say=lambda line: None)
+        assert read_records(out / "scores.jsonl") == short
+    compare(settings(texts, **FEW, evaluation=LONG), out, say=lambda line: None)
+    found = {(row["scheme"], row["length"]) for row in read_records(out / "scores.jsonl")}
+    assert found == set(product(FEW["schemes"], LONG["lengths"]))
+
+
+@few_windows
+def test_a_run_that_fails_in_one_protocol_keeps_the_others(texts, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    compare(settings(texts, **FEW, evaluation=SHORT), out, say=lambda line: None)
+    real = runs.window_losses
+
+    def explode(model, documents, lengths, protocol, **options):
+        if model.config.scheme == "rope" and (protocol == "without_separators" or 256 in lengths):
+            raise NotFinite("no numbers")
+        return real(model, documents, lengths, protocol, **options)
+
+    monkeypatch.setattr(runs, "window_losses", explode)
+    more = SHORT | {"protocols": ["same_targets", "without_separators", "blocks"]}
     with pytest.raises(RuntimeError, match="rope, seed 0: no numbers"):
-        compare(settings(texts, evaluation=longer), out, say=lambda line: None)
-    found = read_records(out / "scores.jsonl")
-    assert {row["scheme"] for row in found} == {*SCHEMES} - {"rope"}
-    assert {row["length"] for row in found} == {16, 32, 64, 128}
-    assert not any("rope" in (row["first"], row["second"]) for row in read_records(out / "differences.jsonl"))
+        compare(settings(texts, **FEW, evaluation=more), out, say=lambda line: None)
+    found = {(row["scheme"], row["protocol"]) for row in read_records(out / "scores.jsonl")}
+    assert found == {*product(["bipe-rope"], more["protocols"]), ("rope", "same_targets")}
+    with pytest.raises(
+        RuntimeError, match="rope, seed 0: no numbers"
+    ):  # none of its old numbers beside others
+        compare(settings(texts, **FEW, evaluation=LONG), out, say=lambda line: None)
+    assert {row["scheme"] for row in read_records(out / "scores.jsonl")} == {"bipe-rope"}
+    assert read_records(out / "differences.jsonl") == []
 
 
 def refuse(tokenizer, rule):

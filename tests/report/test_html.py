@@ -94,6 +94,7 @@ def test_the_page_says_how_it_is_to_be_read(reported: Path):
     assert "bipe compare --data books --out run" in text
     assert "books/7.txt and 4 more (12 documents, 3,412,345 tokens)" in text
     assert "2.13.0+cpu" in text
+    assert " 12.5 12 26 39 " in text  # tokens per segment, whole numbers as such
 
 
 def test_a_finished_run_is_not_called_unfinished(reported: Path):

@@ -1,18 +1,17 @@
 """Several schemes trained alike on the same text, measured at growing lengths, and reported."""
 
-import random
 import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from bipe.evaluation.base import Run
-from bipe.evaluation.length_curve import paired_differences, scores
-from bipe.evaluation.passkey import make_trial
-from bipe.evaluation.tasks import KEYS_OF, separators_of
+from bipe.evaluation.length_curve import paired_differences
+from bipe.evaluation.passkey import draw_of, make_trial
+from bipe.evaluation.tasks import KEYS_OF, TRIALS, separators_of
 from bipe.evaluation.windows import without
-from bipe.records import append_record, read_records
-from bipe.report.folder import read_scores
+from bipe.plain import first_difference
+from bipe.records import append_record
+from bipe.report.folder import DIFFERENCES, SCORES, read_scores
 from bipe.report.html import write_report
 from bipe.segmentation import segmenter_of
 from bipe.storage import discard_drafts, sole_writer, write_whole
@@ -22,12 +21,9 @@ from .corpus import Corpus, load_corpus, make_corpus
 from .description import describe
 from .folder import agreed, release, settings_there
 from .pairs import pairs_of
-from .rates import pick_rates
-from .runs import OTHER_SCORES, Job, Say, curves_of, jobs_of, recipe_of, workers
+from .rates import Say, pick_rates
+from .runs import Job, curves_of, jobs_of, recipe_of, workers
 from .settings import MARKER, Comparison
-
-SCORES = "scores.jsonl"
-"""All that was measured."""
 
 REPORT_EVERY = 60
 """Seconds between reports of an unfinished comparison: drawing one takes some, and holds up the next run."""
@@ -39,12 +35,13 @@ HEADLINES = {"perplexity": ".1f", "accuracy": ".1%"}
 def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: Say = print) -> Path:
     """Train and measure every scheme with every seed, and write the report.
 
-    A folder that an earlier call with the same settings left unfinished is continued. Schemes and seeds may
-    be added to it, and those that it has are kept; so may lengths, protocols and tasks, by which its models
-    are measured again without being trained. The learning rate of each scheme is the one with the lowest
-    perplexity on the validation text, among the same few, or a lower one within 2 % of it; every run of the
-    comparison sees the same blocks in the same order and starts from the same values in the parameters that
-    it shares with the others.
+    A folder that an earlier call with the same settings left unfinished is continued. Schemes, arms and seeds
+    are added to those that it has. Lengths, protocols and tasks may be others than there: what is trained
+    already is measured by them and not trained again; what is not named stays as it is there.
+
+    The learning rate of each scheme is the one with the lowest perplexity on the validation text, among the
+    same few, or a lower one within 2 % of it. Every run of the comparison sees the same blocks in the same
+    order and starts from the same values in the parameters that it shares with the others.
 
     Args:
         settings: what to compare.
@@ -83,21 +80,20 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
         with workers(processes) as run_all:
             rates = pick_rates(settings, out, run_all, say)
             # Only now are added schemes known to work; before, they would stand in the way of those there.
-            if (there := settings_there(out)) and there.evaluation != settings.evaluation:
-                (out / SCORES).unlink(missing_ok=True)  # of other windows; the runs have what still holds
+            _measured_otherwise(settings, out, say)
             write_whole(out / MARKER, settings.model_dump_json(indent=1))
             describe(settings, corpus, rates, out)
             jobs = [replace(job, learning_rate=rates[job.name]) for job in jobs]
             reported = -REPORT_EVERY
             failed: dict[str, str] = {}
-            for number, (job, outcome) in enumerate(run_all(jobs), start=1):
+            for number, (job, failure) in enumerate(run_all(jobs), start=1):
                 named = f"{job.name}, seed {job.seed}"
                 place = f"[{number}/{len(jobs)}] {named}"
-                if outcome.failure:
-                    failed[named] = outcome.failure
-                    say(f"{place}: {outcome.failure}")
+                _record_scores(job)
+                if failure:
+                    failed[named] = failure
+                    say(f"{place}: {failure}")
                     continue
-                _record_scores(settings, job, outcome.parameters)
                 if time.monotonic() >= reported + REPORT_EVERY:
                     _report_so_far(out, say)
                     reported = time.monotonic()
@@ -109,6 +105,20 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
             reasons = " ".join(f"{named}: {reason}" for named, reason in failed.items())
             raise RuntimeError(f"{len(failed)} of {len(jobs)} runs have no result. {reasons}")
     return out / "report.html"
+
+
+def _measured_otherwise(settings: Comparison, out: Path, say: Say) -> None:
+    """Where the models of this folder were measured otherwise, forget what came out; the runs have it."""
+    there = settings_there(out)
+    assert there is not None, "claimed before"
+    before, now = (
+        {"lengths": one.lengths, "protocols": one.evaluation.protocols, "tasks": one.tasks}
+        for one in (there, settings)
+    )
+    if difference := first_difference(before, now):
+        say(f"Models that are there are measured anew, since evaluation.{difference}.")
+        for name in (SCORES, DIFFERENCES):
+            (out / name).unlink(missing_ok=True)
 
 
 def _report_so_far(out: Path, say: Say) -> None:
@@ -140,24 +150,17 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
         )
     text = max(corpus.test, key=len)[: settings.lengths[0]]  # of one that is long enough to be used
     for task in KEYS_OF.keys() & set(settings.tasks):
-        for seed in range(20):  # some names and numbers take more tokens than others
-            make_trial(text, corpus.tokenizer, KEYS_OF[task], random.Random(seed))
+        keys = KEYS_OF[task]
+        for number in range(settings.evaluation.problems or TRIALS):  # some take more tokens than others
+            make_trial(text, corpus.tokenizer, keys, draw_of(keys, number))
 
 
-def _record_scores(settings: Comparison, job: Job, parameters: int) -> None:
+def _record_scores(job: Job) -> None:
     """Append the rows of a run that are not there yet."""
     path = job.out / SCORES
     key = ("scheme", "seed", "protocol", "length", "metric")
     there = {tuple(row[name] for name in key) for row in read_scores(path)}
-    rows = [
-        row | {"scheme": job.name, "seed": job.seed, "steps": job.steps}
-        for row in read_records(job.out / job.folder / OTHER_SCORES)
-    ]
-    if "length-curve" in settings.tasks:
-        run = Run(job.name, job.seed, job.steps)
-        for protocol, curve in curves_of(settings, job.out / job.folder).items():
-            rows += [score.to_dict() for score in scores(curve, run, protocol, parameters)]
-    for row in rows:
+    for row in read_scores(job.out / job.folder / SCORES):
         if tuple(row[name] for name in key) not in there:
             append_record(path, row)
 
@@ -182,11 +185,11 @@ def _record_differences(settings: Comparison, out: Path) -> None:
     """Compare the pairs of `pairs_of` on the same windows, where both have been measured."""
     if "length-curve" not in settings.tasks:
         return
-    path = out / "differences.jsonl"
+    path = out / DIFFERENCES
     path.unlink(missing_ok=True)
     for seed, (first, second) in product(range(settings.seeds), pairs_of(settings)):
         one, two = (curves_of(settings, out / f"runs/{name}-{seed}") for name in (first, second))
-        for protocol in one.keys() & two.keys():
+        for protocol in (protocol for protocol in one if protocol in two):
             for row in paired_differences(one[protocol], two[protocol], settings.lengths[0]):
                 append_record(
                     path, {"first": first, "second": second, "seed": seed, "protocol": protocol, **row}

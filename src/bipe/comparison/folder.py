@@ -1,9 +1,7 @@
 """The folder of a comparison: whose it is, and what may be added to it."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,24 +11,26 @@ from bipe.training.initial_model import check_recipe
 
 from .corpus import FILE, NAMES
 from .runs import jobs_of, recipe_of
-from .settings import MARKER, Comparison, EvaluationSettings
+from .settings import MARKER, Comparison
 
 ADDABLE = ("arms", "schemes", "seeds")
 """Settings that a comparison may get more of."""
 
-MEASURED = ("lengths", "protocols", "tasks")
-"""Likewise, of its evaluation: models that are trained already are measured again."""
+CHANGEABLE = ("lengths", "protocols", "tasks")
+"""Settings of its evaluation that a later call may change: what is trained already is measured by them."""
 
 
 def agreed(settings: Comparison, out: Path) -> Comparison:
     """The settings with what a comparison in this folder has already; nothing is written.
 
-    Schemes, seeds and what is measured may be added to a comparison; all else decides what comes out.
+    Schemes, arms and seeds are added to those there. What is measured is what these settings say or, where
+    they say nothing, as there. All else decides what comes out of training, and must agree.
 
     Raises:
         ValueError: the folder is another comparison's, or none's, or a name or size is wrong.
     """
     settings = _with_those_there(settings, out)
+    settings.check()
     for job in jobs_of(settings, out)[: len(settings.names)]:  # seeds change no recipe's sizes
         check_recipe(recipe_of(job))
     there = settings_there(out)
@@ -43,7 +43,7 @@ def agreed(settings: Comparison, out: Path) -> Comparison:
         here = settings.model_dump(mode="json")
         before = there.model_dump(mode="json")
         before |= {name: here[name] for name in ADDABLE}
-        before["evaluation"] |= {name: here["evaluation"][name] for name in MEASURED}
+        before["evaluation"] |= {name: here["evaluation"][name] for name in CHANGEABLE}
         if difference := first_difference(before, here):
             raise ValueError(
                 f"{out} holds another comparison: {difference}. Choose another folder with --out."
@@ -66,7 +66,7 @@ def settings_there(out: Path) -> Comparison | None:
 
 
 def _with_those_there(settings: Comparison, out: Path) -> Comparison:
-    """The settings with what a comparison in this folder compares and measures already.
+    """The settings with what a comparison in this folder compares, and how it measures where they do not say.
 
     Raises:
         ValueError: an arm of the same name is another one there.
@@ -80,29 +80,19 @@ def _with_those_there(settings: Comparison, out: Path) -> Comparison:
                 f"{out} holds another arm {name!r}. Give this one another name, or choose another folder "
                 "with --out."
             )
+    schemes = list(dict.fromkeys([*there.schemes, *settings.schemes]))
     arms, seeds = {**there.arms, **settings.arms}, max(there.seeds, settings.seeds)
-    both = {"schemes": _union(there.schemes, settings.schemes), "arms": arms, "seeds": seeds}
-    return settings.model_copy(update={**both, "evaluation": _all_measured(there, settings)})
-
-
-def _all_measured(there: Comparison, here: Comparison) -> EvaluationSettings:
-    """How models are measured, with the lengths, protocols and tasks of both."""
-    found: dict[str, Any] = {"protocols": _union(there.evaluation.protocols, here.evaluation.protocols)}
-    for name in ("lengths", "tasks"):
-        both = _union(getattr(there, name), getattr(here, name))
-        grown = set(both) > set(getattr(there, name))
-        found[name] = sorted(both) if grown else getattr(there.evaluation, name)
-    return here.evaluation.model_copy(update=found)
-
-
-def _union(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
-    """What is in either, in order of appearance."""
-    return list(dict.fromkeys([*first, *second]))
+    said = settings.evaluation.model_dump(include={*CHANGEABLE}, exclude_unset=True, exclude_none=True)
+    kept = {name: getattr(there.evaluation, name) for name in CHANGEABLE if name not in said}
+    evaluation = settings.evaluation.model_copy(update=kept)
+    return settings.model_copy(
+        update={"schemes": schemes, "arms": arms, "seeds": seeds, "evaluation": evaluation}
+    )
 
 
 def release(out: Path) -> None:
     """Give up the claim on a folder in which nothing was trained yet: the mended command can have it."""
-    if (out / "sweep").exists() or (out / "runs").exists():
+    if any((out / name).exists() for name in ("sweep", "runs", "settings.json")):
         return
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     for name in (FILE, NAMES, MARKER, LOCK):

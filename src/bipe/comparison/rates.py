@@ -1,13 +1,16 @@
 """The learning rate of each scheme, from trials."""
 
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 from bipe.training.history import read_history
 
-from .runs import Job, RunAll, Say
+from .runs import Job, RunAll
 from .settings import Comparison
+
+Say = Callable[[str], None]
 
 TIE = 0.02
 """Trials whose perplexities differ by less than this share say nothing of the whole runs."""

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 
 from bipe.evaluation.arithmetic import answered_right
+from bipe.evaluation.base import Run
+from bipe.evaluation.length_curve import TASK as CURVE_TASK
+from bipe.evaluation.length_curve import scores
 from bipe.evaluation.losses import Curve, NotFinite, load_curves, save_curves, window_losses
 from bipe.evaluation.tasks import TASKS, TaskOptions, separators_of
 from bipe.models.checkpoint import Checkpoint
-from bipe.records import read_records
+from bipe.report.folder import LOSSES, SCORES, read_scores
 from bipe.storage import discard_drafts, write_whole
 from bipe.training.history import Measure
 from bipe.training.initial_model import configure
@@ -32,12 +35,6 @@ from bipe.training.trainer import TrainingDiverged
 
 from .corpus import Corpus, load_corpus
 from .settings import Comparison
-
-LOSSES = "losses.safetensors"
-"""Of a run: what every window lost at every length."""
-
-OTHER_SCORES = "scores.jsonl"
-"""Of a run: what was measured beside length curves."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +62,8 @@ class Job:
     settings: Comparison
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job.
-
-    Attributes:
-        parameters: of its model; 0 where there is none.
-        failure: why there is nothing to be measured; empty where all went well.
-    """
-
-    parameters: int = 0
-    failure: str = ""
-
-
-Say = Callable[[str], None]
-
-RunAll = Callable[[Sequence[Job]], Iterator[tuple[Job, Outcome]]]
-"""Does jobs, and yields each with what became of it, in order."""
+RunAll = Callable[[Sequence[Job]], Iterator[tuple[Job, str]]]
+"""Does jobs, and yields each, in order, with why it has no result; an empty text where all went well."""
 
 
 def jobs_of(settings: Comparison, out: Path) -> list[Job]:
@@ -139,9 +121,9 @@ def accelerator_of(worker: int, accelerators: Sequence[str]) -> str:
     return accelerators[(worker - 1) % len(accelerators)]
 
 
-def _run_in(pool: ProcessPoolExecutor, count: int, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+def _run_in(pool: ProcessPoolExecutor, count: int, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
     """Yield the jobs in order; none waits inside the pool, where Ctrl-C would not reach it."""
-    futures: list[Future[Outcome]] = []
+    futures: list[Future[str]] = []
     yielded = 0
     while yielded < len(jobs):
         while len(futures) < len(jobs) and sum(not future.done() for future in futures) < count:
@@ -153,15 +135,16 @@ def _run_in(pool: ProcessPoolExecutor, count: int, jobs: Sequence[Job]) -> Itera
             wait([future for future in futures if not future.done()], return_when=FIRST_COMPLETED)
 
 
-def run(job: Job) -> Outcome:
-    """Train, and measure if asked to. A model that diverges says so in its outcome and stops no other."""
+def run(job: Job) -> str:
+    """Train, and measure if asked to. A model that diverges is told of and stops no other."""
     try:
-        return Outcome(_train_and_measure(job))
+        _train_and_measure(job)
     except (TrainingDiverged, NotFinite) as error:
-        return Outcome(failure=str(error))
+        return str(error)
+    return ""
 
 
-def _train_and_measure(job: Job) -> int:
+def _train_and_measure(job: Job) -> None:
     settings = job.settings
     corpus, length = load_corpus(job.out), settings.data.block_length
     recipe = recipe_of(job)
@@ -177,8 +160,7 @@ def _train_and_measure(job: Job) -> int:
     )
     corpus.tokenizer.save_pretrained(folder)
     if job.measure:
-        _measure(settings, corpus, Checkpoint(folder, trained.model, corpus.tokenizer))
-    return trained.model.num_parameters()
+        _measure(job, corpus, Checkpoint(folder, trained.model, corpus.tokenizer))
 
 
 def _accuracy(corpus: Corpus) -> Measure | None:
@@ -189,16 +171,43 @@ def _accuracy(corpus: Corpus) -> Measure | None:
     return lambda model: {"validation_accuracy": float(answered_right(model, blocks).float().mean())}
 
 
-def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> None:
-    """Leave what comes out of each task in the run's folder, where it is not there yet."""
-    folder = checkpoint.directory
+def _measure(job: Job, corpus: Corpus, checkpoint: Checkpoint) -> None:
+    """Leave the scores of each task in the run's folder; what is there of it already is not measured again.
+
+    Where a loss is not finite, those of the protocols before it are left.
+    """
+    settings, folder = job.settings, checkpoint.directory
     discard_drafts(folder)
-    if "length-curve" in settings.tasks:
-        curves = curves_of(settings, folder)
-        lossy = "without_separators" in settings.evaluation.protocols
-        missing = {
-            protocol: window_losses(
-                checkpoint.model,
+    found: dict[str, list[dict[str, Any]]] = {task: [] for task in settings.tasks}
+    for row in read_scores(folder / SCORES):
+        if row["task"] in found and row["task"] != CURVE_TASK:
+            found[row["task"]].append(row)
+    options = TaskOptions(
+        lengths=settings.lengths, max_windows=settings.evaluation.problems, documents=corpus.test
+    )
+    try:
+        for task, rows in found.items():
+            if task == CURVE_TASK:
+                for more in _curve_scores(job, corpus, checkpoint):
+                    rows += more
+            elif {row["length"] for row in rows} != {*settings.lengths}:
+                rows[:] = [score.to_dict() for score in TASKS[task](checkpoint, options)]
+    finally:
+        named = {"scheme": job.name, "seed": job.seed, "steps": job.steps}
+        lines = (json.dumps(row | named) + "\n" for rows in found.values() for row in rows)
+        write_whole(folder / SCORES, "".join(lines))
+
+
+def _curve_scores(job: Job, corpus: Corpus, checkpoint: Checkpoint) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each protocol; what its windows lost is kept, to be compared with other runs."""
+    settings, model = job.settings, checkpoint.model
+    curves = curves_of(settings, checkpoint.directory)
+    run = Run(job.name, job.seed, job.steps)
+    for protocol in settings.evaluation.protocols:
+        if protocol not in curves:
+            lossy = protocol == "without_separators"
+            curves[protocol] = window_losses(
+                model,
                 corpus.test,
                 settings.lengths,
                 protocol,
@@ -206,25 +215,8 @@ def _measure(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> No
                 max_windows=settings.evaluation.max_windows,
                 separators=separators_of(corpus.tokenizer) if lossy else (),
             )
-            for protocol in settings.evaluation.protocols
-            if protocol not in curves
-        }
-        if missing:
-            save_curves(folder / LOSSES, curves | missing)
-    others = folder / OTHER_SCORES
-    rows = read_records(others) if others.exists() else []
-    options = TaskOptions(
-        lengths=settings.lengths, max_windows=settings.evaluation.problems, documents=corpus.test
-    )
-    kept, found = [], []
-    for task in settings.tasks:
-        there = [row for row in rows if row["task"] == task]
-        if {row["length"] for row in there} == set(settings.lengths):
-            kept += there
-        elif task != "length-curve":
-            found += [score.to_dict() for score in TASKS[task](checkpoint, options)]
-    if found or not others.exists():
-        write_whole(others, "".join(json.dumps(row) + "\n" for row in kept + found))
+            save_curves(checkpoint.directory / LOSSES, curves)
+        yield [score.to_dict() for score in scores(curves[protocol], run, protocol, model.num_parameters())]
 
 
 def curves_of(settings: Comparison, folder: Path) -> dict[str, Curve]:

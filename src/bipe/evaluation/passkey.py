@@ -82,6 +82,11 @@ def make_trial(text: Tensor, tokenizer: PreTrainedTokenizerBase, keys: int, draw
     return Trial(torch.tensor(rest + question), choices)
 
 
+def draw_of(keys: int, number: int) -> random.Random:
+    """Where chance comes from in the trial of this number, the same at every length."""
+    return random.Random(f"{keys} {number}")
+
+
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -165,9 +170,7 @@ def score_passkey(
     with evaluating(model):
         for length in lengths:
             made = [
-                make_trial(
-                    documents[index][end - length : end], tokenizer, keys, random.Random(f"{keys} {number}")
-                )
+                make_trial(documents[index][end - length : end], tokenizer, keys, draw_of(keys, number))
                 for number, (index, end) in enumerate(chosen)
             ]
             asked = Questions(

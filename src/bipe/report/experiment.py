@@ -10,6 +10,7 @@ from typing import Any
 from bipe.records import Record, read_records
 from bipe.training.environment import describe_environment
 
+from .folder import SCORES
 from .plots import segment_histogram_figure, width_figure
 from .rendering import figure_png
 from .tables import SHARES, Cell, Table, markdown_table, number, percent, seeds_table, spread_cell
@@ -41,11 +42,11 @@ def write_experiment(
     parts = [f"# {title}", f"{date.today().isoformat()}. {claim}"]
     if len(comparisons) > 1:
         ordered = sorted(comparisons, key=lambda folder: (len(folder.name), folder.name))  # widths by size
-        measured = {folder.name: read_records(folder / "scores.jsonl") for folder in ordered}
+        measured = {folder.name: read_records(folder / SCORES) for folder in ordered}
         parts += ["## Side by side", markdown_table(side_by_side(measured))]
         parts += _widths(ordered, path.parent)
     for folder in comparisons:
-        scores = read_records(folder / "scores.jsonl")
+        scores = read_records(folder / SCORES)
         name = folder.name
         parts += [f"## {name}", f"[All rows]({name}/summary.md) and [charts]({name}/report.html)."]
         parts += _tables(scores)
@@ -102,7 +103,7 @@ def _widths(comparisons: Sequence[Path], folder: Path) -> list[str]:
         json.loads((path / "settings.json").read_text(encoding="utf-8"))["model"]["hidden_size"]: path
         for path in comparisons
     }
-    found = {width: _found_first(read_records(path / "scores.jsonl")) for width, path in by_width.items()}
+    found = {width: _found_first(read_records(path / SCORES)) for width, path in by_width.items()}
     metrics = {row["metric"] for rows in found.values() for row in rows}
     if len(by_width) < len(comparisons) or len(metrics) != 1 or not metrics <= set(SHARES):
         return []

@@ -1,6 +1,6 @@
 """A run folder as its report reads it; what a table or a chart looks at is checked when it is read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,14 @@ Name = Annotated[str, Field(min_length=1, max_length=100)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[int, Field(ge=1, lt=2**53)]
 Loss = Annotated[float, Field(gt=0)]
+
+
+SCORES = "scores.jsonl"
+"""All that was measured; in the folder of a run, what was measured of it."""
+DIFFERENCES = "differences.jsonl"
+"""How runs differ on the same windows."""
+LOSSES = "losses.safetensors"
+"""In the folder of a run: what every window lost at every length."""
 
 
 class _Checked(BaseModel):
@@ -210,15 +218,15 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: there is no score in `scores.jsonl`, or a file is broken.
     """
-    scores = read_scores(folder / "scores.jsonl")
+    scores = read_scores(folder / SCORES)
     if not any(row["metric"] == "perplexity" or row["task"] != CURVE_TASK for row in scores):
         raise ValueError(
-            f"{folder} holds no perplexity or other score in scores.jsonl. Give the --out folder of "
+            f"{folder} holds no perplexity or other score in {SCORES}. Give the --out folder of "
             "`bipe compare`."
         )
     run = Run(
         scores=scores,
-        differences=_read_rows(folder / "differences.jsonl", _Difference),
+        differences=_read_rows(folder / DIFFERENCES, _Difference),
         settings=_read_json(folder / "settings.json", _Settings),
         environment=_read_json(folder / "environment.json", _Environment),
         segments=_read_json(folder / "segments.json", _Segments),
@@ -227,15 +235,18 @@ def read_run(folder: Path) -> Run:
         for seed in run.seeds:
             kept = folder / "runs" / f"{scheme}-{seed}"
             run.histories[scheme, seed] = _read_rows(kept / "history.jsonl", _Step)
-            places = _places(kept / "losses.safetensors")
+            rows = (row for row in scores if (row["scheme"], row["seed"]) == (scheme, seed))
+            measured = {row["length"] for row in rows if row["protocol"] == "blocks"}
+            places = _places(kept / LOSSES, measured)
             if places and places[-1][0] >= FIRST_PLACE:
                 run.places[scheme, seed] = places
     return run
 
 
-def _places(path: Path) -> list[tuple[int, float]]:
-    blocks = load_curves(path).get("blocks") if path.exists() else None
-    return perplexity_by_place(blocks[max(blocks)]) if blocks else []
+def _places(path: Path, lengths: Set[int]) -> list[tuple[int, float]]:
+    """By place in the longest blocks; none where the file is of other lengths than the scores."""
+    blocks = load_curves(path).get("blocks", {}) if path.exists() else {}
+    return perplexity_by_place(blocks[max(blocks)]) if blocks and blocks.keys() == lengths else []
 
 
 def missing_runs(run: Run) -> list[str]:

@@ -227,7 +227,7 @@ def segment_table(segments: Record) -> Table:
     header = ["text length", "segments", "mean tokens", "median", "99th percentile", "longest"]
     rows: list[list[Cell]] = []
     for length, entry in sorted((int(key), value) for key, value in segments["lengths"].items()):
-        whole = (f"{entry[name]:,}" for name in ("p50", "p99", "max"))
+        whole = (f"{entry[name]:,.12g}" for name in ("p50", "p99", "max"))
         texts = [f"{length:,}", f"{entry['segments']:,}", number(entry["mean"]), *whole]
         rows.append([Cell(text) for text in texts])
     return Table(header, rows)
