@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bipe.comparison import compare, runs
+from bipe.comparison import Comparison, compare, runs
 from bipe.comparison.corpus import load_corpus
+from bipe.comparison.folder import agreed
 from bipe.evaluation.losses import NotFinite, load_curves
 from bipe.records import read_records
 from bipe.report.folder import missing_runs, read_run
@@ -98,6 +99,8 @@ def test_a_finished_comparison_is_measured_otherwise_without_training(texts, tmp
         compare(settings(texts, **FEW, evaluation=unnamed), out, say=said.append)
         assert not any("anew" in line for line in said)
         assert (out / "scores.jsonl").read_bytes() == grown
+        without_schemes = settings(texts, **FEW, evaluation=unnamed).model_dump(exclude={"schemes"})
+        assert agreed(Comparison.model_validate(without_schemes), out).names == FEW["schemes"]
         with pytest.raises(ValueError, match=r"evaluation\.max_windows is 40 there and 9 here"):
             compare(settings(texts, **FEW, evaluation=unnamed | {"max_windows": 9}), out)
     compare(settings(texts, **FEW, evaluation=LONG), once, say=said.append)

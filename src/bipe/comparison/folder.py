@@ -80,7 +80,8 @@ def _with_those_there(settings: Comparison, out: Path) -> Comparison:
                 f"{out} holds another arm {name!r}. Give this one another name, or choose another folder "
                 "with --out."
             )
-    schemes = list(dict.fromkeys([*there.schemes, *settings.schemes]))
+    named = settings.schemes if "schemes" in settings.model_fields_set else []
+    schemes = list(dict.fromkeys([*there.schemes, *named]))
     arms, seeds = {**there.arms, **settings.arms}, max(there.seeds, settings.seeds)
     said = settings.evaluation.model_dump(include={*CHANGEABLE}, exclude_unset=True, exclude_none=True)
     kept = {name: getattr(there.evaluation, name) for name in CHANGEABLE if name not in said}
