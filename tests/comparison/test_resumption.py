@@ -144,8 +144,8 @@ def test_measuring_anew_may_be_broken_off_and_taken_back(texts, tmp_path, monkey
 
 @few_windows
 def test_a_run_that_fails_in_one_protocol_keeps_the_others(texts, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    compare(settings(texts, **FEW, evaluation=SHORT), out, say=lambda line: None)
+    out, keys = tmp_path / "run", {"tasks": ["length-curve", "passkey"]}
+    compare(settings(texts, **FEW, evaluation=SHORT | keys), out, say=lambda line: None)
     real = runs.window_losses
 
     def explode(model, documents, lengths, protocol, **options):
@@ -154,11 +154,15 @@ def test_a_run_that_fails_in_one_protocol_keeps_the_others(texts, tmp_path, monk
         return real(model, documents, lengths, protocol, **options)
 
     monkeypatch.setattr(runs, "window_losses", explode)
-    more = SHORT | {"protocols": ["same_targets", "without_separators", "blocks"]}
+    more = SHORT | {"protocols": ["same_targets", "without_separators", "blocks"]} | keys
     with pytest.raises(RuntimeError, match="rope, seed 0: no numbers"):
         compare(settings(texts, **FEW, evaluation=more), out, say=lambda line: None)
     found = {(row["scheme"], row["protocol"]) for row in read_records(out / "scores.jsonl")}
-    assert found == {*product(["bipe-rope"], more["protocols"]), ("rope", "same_targets")}
+    assert found == {
+        *product(["bipe-rope"], [*more["protocols"], "1 of 1"]),
+        ("rope", "same_targets"),
+        ("rope", "1 of 1"),
+    }
     with pytest.raises(
         RuntimeError, match="rope, seed 0: no numbers"
     ):  # none of its old numbers beside others

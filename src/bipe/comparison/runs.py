@@ -179,9 +179,11 @@ def _measure(job: Job, corpus: Corpus, checkpoint: Checkpoint) -> None:
     settings, folder = job.settings, checkpoint.directory
     discard_drafts(folder)
     found: dict[str, list[dict[str, Any]]] = {task: [] for task in settings.tasks}
-    for row in read_scores(folder / SCORES):
-        if row["task"] in found and row["task"] != CURVE_TASK:
-            found[row["task"]].append(row)
+    there = read_scores(folder / SCORES)
+    for task in found.keys() - {CURVE_TASK}:
+        rows = [row for row in there if row["task"] == task]
+        if {row["length"] for row in rows} == {*settings.lengths}:
+            found[task] = rows
     options = TaskOptions(
         lengths=settings.lengths, max_windows=settings.evaluation.problems, documents=corpus.test
     )
@@ -190,8 +192,8 @@ def _measure(job: Job, corpus: Corpus, checkpoint: Checkpoint) -> None:
             if task == CURVE_TASK:
                 for more in _curve_scores(job, corpus, checkpoint):
                     rows += more
-            elif {row["length"] for row in rows} != {*settings.lengths}:
-                rows[:] = [score.to_dict() for score in TASKS[task](checkpoint, options)]
+            elif not rows:
+                rows += [score.to_dict() for score in TASKS[task](checkpoint, options)]
     finally:
         named = {"scheme": job.name, "seed": job.seed, "steps": job.steps}
         lines = (json.dumps(row | named) + "\n" for rows in found.values() for row in rows)
