@@ -1,11 +1,13 @@
-"""Append-only files of JSON lines: what a run has measured so far, readable while it still runs."""
+"""Files of JSON lines: what a run has measured so far, readable while it still runs."""
 
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
+
+from bipe.storage import write_whole
 
 Record = Mapping[str, Any]
 """A line: values by name."""
@@ -23,18 +25,30 @@ def append_record(path: str | Path, record: Record) -> None:
     Raises:
         ValueError: a value is NaN, infinite, or no JSON value.
     """
-    path = Path(path)
+    path, line = Path(path), _line(record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        _mend(file)
+        file.write(line.encode())
+        file.flush()
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Put these records in place of what is in `path`, all of them or, where the writer is stopped, none.
+
+    Raises:
+        ValueError: as `append_record`.
+    """
+    write_whole(Path(path), "".join(map(_line, records)))
+
+
+def _line(record: Record) -> str:
     try:
-        line = json.dumps(dict(record), allow_nan=False, ensure_ascii=False)
+        return json.dumps(dict(record), allow_nan=False, ensure_ascii=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"A record holds finite numbers and JSON values; {error}: {dict(record)!r}."
         ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        _mend(file)
-        file.write(f"{line}\n".encode())
-        file.flush()
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

@@ -35,9 +35,9 @@ def compare(
 
     Writes scores.jsonl, summary.md and report.html. Other settings follow as --name value, such as
     --model.hidden_size 256 or --learning_rates [0.001]; the recipes in recipes/comparisons show them all.
-    A comparison that was broken off goes on when the same command is given again. With other schemes, arms or
-    more seeds it gets those too; with other lengths, protocols or tasks it is measured by them, and nothing
-    is trained for that. What is not named stays as it was.
+    A comparison that was broken off goes on when the same command is given again. With other schemes or more
+    seeds it gets those too. With other lengths, protocols or tasks its models are measured by those and not
+    trained again.
     """
     from bipe.comparison import Comparison
     from bipe.comparison import compare as run

@@ -57,7 +57,7 @@ def test_a_run_that_diverges_holds_up_no_other(texts, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError) as failure:
             compare(chosen, tmp_path / "run", say=said.append)
         assert str(failure.value) == (
-            "3 of 6 runs have no result. rope, seed 0: Training diverged at step 3. "
+            "3 of 6 runs are not measured in full. rope, seed 0: Training diverged at step 3. "
             "bipe-alibi-auto, seed 0: The losses are not finite. "
             "bipe-alibi-auto, seed 1: The losses are not finite."
         )

@@ -12,7 +12,7 @@ import pytest
 from bipe.comparison import Comparison, compare, runs
 from bipe.comparison.corpus import load_corpus
 from bipe.comparison.folder import agreed
-from bipe.evaluation.losses import NotFinite, load_curves
+from bipe.evaluation.losses import NotFinite, load_curves, save_curves
 from bipe.records import read_records
 from bipe.report.folder import missing_runs, read_run
 
@@ -99,7 +99,9 @@ def test_a_finished_comparison_is_measured_otherwise_without_training(texts, tmp
         compare(settings(texts, **FEW, evaluation=unnamed), out, say=said.append)
         assert not any("anew" in line for line in said)
         assert (out / "scores.jsonl").read_bytes() == grown
-        without_schemes = settings(texts, **FEW, evaluation=unnamed).model_dump(exclude={"schemes"})
+        without_schemes = settings(texts, **FEW, evaluation=unnamed).model_dump(
+            exclude={"schemes"}, exclude_unset=True
+        )
         assert agreed(Comparison.model_validate(without_schemes), out).names == FEW["schemes"]
         with pytest.raises(ValueError, match=r"evaluation\.max_windows is 40 there and 9 here"):
             compare(settings(texts, **FEW, evaluation=unnamed | {"max_windows": 9}), out)
@@ -112,6 +114,54 @@ def test_a_finished_comparison_is_measured_otherwise_without_training(texts, tmp
     assert list(dict.fromkeys(compared)) == LONG["protocols"]
     compare(settings(texts, **FEW, evaluation=SHORT), out, say=said.append)
     assert read_records(out / "scores.jsonl") == short
+    assert not list(out.glob("passkey*.png"))
+    compare(settings(texts, **FEW, evaluation=SHORT | {"protocols": ["blocks"]}), out, say=said.append)
+    monkeypatch.setattr(runs, "window_losses", None)  # both are there, at these lengths
+    compare(settings(texts, **FEW, evaluation=SHORT), out, say=said.append)
+    assert read_records(out / "scores.jsonl") == short
+
+
+@few_windows
+def test_what_a_stopped_process_left_undone_is_done(finished, texts, tmp_path, monkeypatch):
+    """At each of three instants: before a run's scores, before the folder's, and between them and the record."""
+    before, out = (finished[0] / "scores.jsonl").read_bytes(), tmp_path / "run"
+    monkeypatch.setattr(runs, "window_losses", None)  # nothing has to be measured
+    for lost in ("runs/rope-0/scores.jsonl", "scores.jsonl", "report.html"):
+        shutil.copytree(finished[0], out)
+        (out / lost).unlink()
+        (out / "differences.jsonl").unlink()
+        compare(settings(texts), out, say=lambda line: None)
+        assert (out / "scores.jsonl").read_bytes() == before
+        assert (out / "differences.jsonl").read_bytes() == (finished[0] / "differences.jsonl").read_bytes()
+        shutil.rmtree(out)
+
+
+@few_windows
+def test_a_run_that_was_measured_anew_replaces_its_rows(finished, texts, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    before = read_records(out / "scores.jsonl")
+    path = out / "runs" / "rope-0" / "losses.safetensors"
+    curves = load_curves(path)
+    curves["blocks"][64].nll[:] *= 2
+    save_curves(path, curves)
+    compare(settings(texts), out, say=lambda line: None)
+    after = read_records(out / "scores.jsonl")
+    assert len(after) == len(before)
+    changed = [row for row in after if row not in before]
+    assert {(row["scheme"], row["protocol"]) for row in changed} == {("rope", "blocks")}
+
+
+def test_a_claim_that_another_call_made_is_not_given_up(texts, tmp_path):
+    """Nothing is trained yet, and the command that follows asks for too much."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "comparison.json").write_text(settings(texts).model_dump_json())
+    (out / "settings.json").write_text("{}")
+    longer = settings(texts, evaluation=SMALL["evaluation"] | {"lengths": [99999]})
+    with pytest.raises(ValueError, match="does not fit"):
+        compare(longer, out, say=lambda line: None)
+    assert agreed(settings(texts), out).names == SCHEMES
 
 
 @few_windows
@@ -146,10 +196,10 @@ def test_measuring_anew_may_be_broken_off_and_taken_back(texts, tmp_path, monkey
 def test_a_run_that_fails_in_one_protocol_keeps_the_others(texts, tmp_path, monkeypatch):
     out, keys = tmp_path / "run", {"tasks": ["length-curve", "passkey"]}
     compare(settings(texts, **FEW, evaluation=SHORT | keys), out, say=lambda line: None)
-    real = runs.window_losses
+    real, exploding = runs.window_losses, {"rope"}
 
     def explode(model, documents, lengths, protocol, **options):
-        if model.config.scheme == "rope" and (protocol == "without_separators" or 256 in lengths):
+        if model.config.scheme in exploding and (protocol == "without_separators" or 256 in lengths):
             raise NotFinite("no numbers")
         return real(model, documents, lengths, protocol, **options)
 
@@ -161,14 +211,19 @@ def test_a_run_that_fails_in_one_protocol_keeps_the_others(texts, tmp_path, monk
     assert found == {
         *product(["bipe-rope"], [*more["protocols"], "1 of 1"]),
         ("rope", "same_targets"),
+        ("rope", "blocks"),
         ("rope", "1 of 1"),
     }
-    with pytest.raises(
-        RuntimeError, match="rope, seed 0: no numbers"
-    ):  # none of its old numbers beside others
+    with pytest.raises(RuntimeError, match="rope, seed 0: no numbers"):
         compare(settings(texts, **FEW, evaluation=LONG), out, say=lambda line: None)
-    assert {row["scheme"] for row in read_records(out / "scores.jsonl")} == {"bipe-rope"}
-    assert read_records(out / "differences.jsonl") == []
+    curves = [row for row in read_records(out / "scores.jsonl") if row["task"] == "length-curve"]
+    assert {row["scheme"] for row in curves} == {"bipe-rope"}  # none of rope's old numbers beside others
+    assert (out / "differences.jsonl").read_text() == ""
+    exploding.add("bipe-rope")
+    longest = LONG | {"lengths": [128, 256]}
+    with pytest.raises(RuntimeError, match="2 of 2 runs are not measured in full"):
+        compare(settings(texts, **FEW, evaluation=longest), out, say=lambda line: None)
+    assert "| accuracy at 256 |" in (out / "summary.md").read_text()  # the report is of what there is
 
 
 def refuse(tokenizer, rule):

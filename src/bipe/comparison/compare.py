@@ -10,9 +10,9 @@ from bipe.evaluation.passkey import draw_of, make_trial
 from bipe.evaluation.tasks import KEYS_OF, TRIALS, separators_of
 from bipe.evaluation.windows import without
 from bipe.plain import first_difference
-from bipe.records import append_record
+from bipe.records import Record, write_records
 from bipe.report.folder import DIFFERENCES, SCORES, read_scores
-from bipe.report.html import write_report
+from bipe.report.html import PAGE, SUMMARY, write_report
 from bipe.segmentation import segmenter_of
 from bipe.storage import discard_drafts, sole_writer, write_whole
 from bipe.training.initial_model import configure
@@ -56,11 +56,10 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
     Raises:
         ValueError: the folder holds another comparison, or another process is at work in it, a name is
             unknown, or a length does not fit in the test text.
-        RuntimeError: a loss stopped being finite; the other runs are measured and in the report.
+        RuntimeError: a loss is not finite; all else is measured and in the report.
         KeyboardInterrupt: after Ctrl-C; the same call goes on where this one stopped.
     """
     out = Path(out)
-    settings.check()
     agreed(settings, out)  # before there is a folder
     out.mkdir(parents=True, exist_ok=True)
     with sole_writer(out):
@@ -92,19 +91,17 @@ def compare(settings: Comparison, out: str | Path, *, processes: int = 1, say: S
                 _record_scores(job)
                 if failure:
                     failed[named] = failure
-                    say(f"{place}: {failure}")
-                    continue
-                if time.monotonic() >= reported + REPORT_EVERY:
+                elif time.monotonic() >= reported + REPORT_EVERY:
                     _report_so_far(out, say)
                     reported = time.monotonic()
-                say(f"{place}: {_headline(out, job)}")
-        if len(failed) < len(jobs):
+                say(f"{place}: {failure or _headline(out, job)}")
+        if read_scores(out / SCORES):
             _record_differences(settings, out)
             write_report(out)
         if failed:
             reasons = " ".join(f"{named}: {reason}" for named, reason in failed.items())
-            raise RuntimeError(f"{len(failed)} of {len(jobs)} runs have no result. {reasons}")
-    return out / "report.html"
+            raise RuntimeError(f"{len(failed)} of {len(jobs)} runs are not measured in full. {reasons}")
+    return out / PAGE
 
 
 def _measured_otherwise(settings: Comparison, out: Path, say: Say) -> None:
@@ -112,12 +109,13 @@ def _measured_otherwise(settings: Comparison, out: Path, say: Say) -> None:
     there = settings_there(out)
     assert there is not None, "claimed before"
     before, now = (
-        {"lengths": one.lengths, "protocols": one.evaluation.protocols, "tasks": one.tasks}
+        {"lengths": one.lengths, "protocols": one.curve_protocols, "tasks": one.tasks}
         for one in (there, settings)
     )
-    if difference := first_difference(before, now):
-        say(f"Models that are there are measured anew, since evaluation.{difference}.")
-        for name in (SCORES, DIFFERENCES):
+    difference = first_difference(before, now)
+    if difference and (out / "runs").exists():
+        say(f"Scores are collected anew, since evaluation.{difference}.")
+        for name in (SCORES, DIFFERENCES, PAGE, SUMMARY):
             (out / name).unlink(missing_ok=True)
 
 
@@ -156,13 +154,14 @@ def _check_text(settings: Comparison, corpus: Corpus) -> None:
 
 
 def _record_scores(job: Job) -> None:
-    """Append the rows of a run that are not there yet."""
+    """Put what was measured of a run in place of what there is of it."""
     path = job.out / SCORES
-    key = ("scheme", "seed", "protocol", "length", "metric")
-    there = {tuple(row[name] for name in key) for row in read_scores(path)}
-    for row in read_scores(job.out / job.folder / SCORES):
-        if tuple(row[name] for name in key) not in there:
-            append_record(path, row)
+    there = read_scores(path)
+    mine = [row for row in there if (row["scheme"], row["seed"]) == (job.name, job.seed)]
+    rows = [row for row in read_scores(job.out / job.folder / SCORES) if row["task"] in job.settings.tasks]
+    if rows != mine:
+        others = [row for row in there if row not in mine]
+        write_records(path, others + rows)
 
 
 def _headline(out: Path, job: Job) -> str:
@@ -183,14 +182,11 @@ def _headline(out: Path, job: Job) -> str:
 
 def _record_differences(settings: Comparison, out: Path) -> None:
     """Compare the pairs of `pairs_of` on the same windows, where both have been measured."""
-    if "length-curve" not in settings.tasks:
-        return
-    path = out / DIFFERENCES
-    path.unlink(missing_ok=True)
+    rows: list[Record] = []
     for seed, (first, second) in product(range(settings.seeds), pairs_of(settings)):
-        one, two = (curves_of(settings, out / f"runs/{name}-{seed}") for name in (first, second))
-        for protocol in (protocol for protocol in one if protocol in two):
-            for row in paired_differences(one[protocol], two[protocol], settings.lengths[0]):
-                append_record(
-                    path, {"first": first, "second": second, "seed": seed, "protocol": protocol, **row}
-                )
+        one, two = (curves_of(out / f"runs/{name}-{seed}", settings.lengths) for name in (first, second))
+        for protocol in (name for name in settings.curve_protocols if name in one and name in two):
+            pair = {"first": first, "second": second, "seed": seed, "protocol": protocol}
+            found = paired_differences(one[protocol], two[protocol], settings.lengths[0])
+            rows += [pair | row for row in found]
+    write_records(out / DIFFERENCES, rows)

@@ -30,9 +30,6 @@ def agreed(settings: Comparison, out: Path) -> Comparison:
         ValueError: the folder is another comparison's, or none's, or a name or size is wrong.
     """
     settings = _with_those_there(settings, out)
-    settings.check()
-    for job in jobs_of(settings, out)[: len(settings.names)]:  # seeds change no recipe's sizes
-        check_recipe(recipe_of(job))
     there = settings_there(out)
     if there is None and out.exists():
         if not out.is_dir() or not all(path.name == LOCK or is_draft(path, MARKER) for path in out.iterdir()):
@@ -48,6 +45,9 @@ def agreed(settings: Comparison, out: Path) -> Comparison:
             raise ValueError(
                 f"{out} holds another comparison: {difference}. Choose another folder with --out."
             )
+    settings.check()
+    for job in jobs_of(settings, out)[: len(settings.names)]:  # seeds change no recipe's sizes
+        check_recipe(recipe_of(job))
     return settings
 
 
@@ -83,7 +83,7 @@ def _with_those_there(settings: Comparison, out: Path) -> Comparison:
     named = settings.schemes if "schemes" in settings.model_fields_set else []
     schemes = list(dict.fromkeys([*there.schemes, *named]))
     arms, seeds = {**there.arms, **settings.arms}, max(there.seeds, settings.seeds)
-    said = settings.evaluation.model_dump(include={*CHANGEABLE}, exclude_unset=True, exclude_none=True)
+    said = settings.evaluation.model_dump(include={*CHANGEABLE}, exclude_unset=True)
     kept = {name: getattr(there.evaluation, name) for name in CHANGEABLE if name not in said}
     evaluation = settings.evaluation.model_copy(update=kept)
     return settings.model_copy(

@@ -1,6 +1,5 @@
 """One run of a comparison: train, then measure."""
 
-import json
 import os
 import re
 import warnings
@@ -24,8 +23,9 @@ from bipe.evaluation.length_curve import scores
 from bipe.evaluation.losses import Curve, NotFinite, load_curves, save_curves, window_losses
 from bipe.evaluation.tasks import TASKS, TaskOptions, separators_of
 from bipe.models.checkpoint import Checkpoint
+from bipe.records import write_records
 from bipe.report.folder import LOSSES, SCORES, read_scores
-from bipe.storage import discard_drafts, write_whole
+from bipe.storage import discard_drafts
 from bipe.training.history import Measure
 from bipe.training.initial_model import configure
 from bipe.training.material import Arithmetic
@@ -172,60 +172,68 @@ def _accuracy(corpus: Corpus) -> Measure | None:
 
 
 def _measure(job: Job, corpus: Corpus, checkpoint: Checkpoint) -> None:
-    """Leave the scores of each task in the run's folder; what is there of it already is not measured again.
+    """Leave all scores in the run's folder; what was measured at the same lengths is not measured again.
 
-    Where a loss is not finite, those of the protocols before it are left.
+    Raises:
+        NotFinite: a loss is not; the scores of other protocols and tasks are left all the same.
     """
-    settings, folder = job.settings, checkpoint.directory
+    settings, folder, failures = job.settings, checkpoint.directory, list[NotFinite]()
     discard_drafts(folder)
-    found: dict[str, list[dict[str, Any]]] = {task: [] for task in settings.tasks}
-    there = read_scores(folder / SCORES)
-    for task in found.keys() - {CURVE_TASK}:
-        rows = [row for row in there if row["task"] == task]
-        if {row["length"] for row in rows} == {*settings.lengths}:
-            found[task] = rows
-    options = TaskOptions(
-        lengths=settings.lengths, max_windows=settings.evaluation.problems, documents=corpus.test
-    )
-    try:
-        for task, rows in found.items():
-            if task == CURVE_TASK:
-                for more in _curve_scores(job, corpus, checkpoint):
-                    rows += more
-            elif not rows:
-                rows += [score.to_dict() for score in TASKS[task](checkpoint, options)]
-    finally:
-        named = {"scheme": job.name, "seed": job.seed, "steps": job.steps}
-        lines = (json.dumps(row | named) + "\n" for rows in found.values() for row in rows)
-        write_whole(folder / SCORES, "".join(lines))
-
-
-def _curve_scores(job: Job, corpus: Corpus, checkpoint: Checkpoint) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each protocol; what its windows lost is kept, to be compared with other runs."""
-    settings, model = job.settings, checkpoint.model
-    curves = curves_of(settings, checkpoint.directory)
-    run = Run(job.name, job.seed, job.steps)
-    for protocol in settings.evaluation.protocols:
-        if protocol not in curves:
-            lossy = protocol == "without_separators"
+    curves = curves_of(folder, settings.lengths)
+    for protocol in settings.curve_protocols:
+        if protocol in curves:
+            continue
+        try:
             curves[protocol] = window_losses(
-                model,
+                checkpoint.model,
                 corpus.test,
                 settings.lengths,
                 protocol,
                 token_bytes=corpus.token_bytes,
                 max_windows=settings.evaluation.max_windows,
-                separators=separators_of(corpus.tokenizer) if lossy else (),
+                separators=separators_of(corpus.tokenizer) if protocol == "without_separators" else (),
             )
-            save_curves(checkpoint.directory / LOSSES, curves)
-        yield [score.to_dict() for score in scores(curves[protocol], run, protocol, model.num_parameters())]
+        except NotFinite as error:
+            failures.append(error)
+        else:
+            save_curves(folder / LOSSES, curves)
+    run, parameters = Run(job.name, job.seed, job.steps), checkpoint.model.num_parameters()
+    rows = [
+        score.to_dict()
+        for protocol in settings.curve_protocols
+        if protocol in curves
+        for score in scores(curves[protocol], run, protocol, parameters)
+    ]
+    rows += _answers(settings, corpus, checkpoint)
+    named = {"scheme": job.name, "seed": job.seed, "steps": job.steps}
+    write_records(folder / SCORES, (row | named for row in rows))
+    if failures:
+        raise failures[0]
 
 
-def curves_of(settings: Comparison, folder: Path) -> dict[str, Curve]:
+def curves_of(folder: Path, lengths: Sequence[int]) -> dict[str, Curve]:
     """The curves in a run's folder by protocol, without those of other lengths, whose windows differ."""
-    there = load_curves(folder / LOSSES) if (folder / LOSSES).exists() else {}
-    curves = {protocol: there.get(protocol, {}) for protocol in settings.evaluation.protocols}
-    return {protocol: curve for protocol, curve in curves.items() if list(curve) == settings.lengths}
+    curves = load_curves(folder / LOSSES) if (folder / LOSSES).exists() else {}
+    return {protocol: curve for protocol, curve in curves.items() if list(curve) == list(lengths)}
+
+
+def _answers(settings: Comparison, corpus: Corpus, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """The rows of tasks beside length curves, those asked for first; none that are of other lengths."""
+    rows: dict[str, list[dict[str, Any]]] = {task: [] for task in settings.tasks if task != CURVE_TASK}
+    for row in read_scores(checkpoint.directory / SCORES):
+        if row["task"] != CURVE_TASK:
+            rows.setdefault(row["task"], []).append(row)
+    rows = {
+        task: some if {row["length"] for row in some} == {*settings.lengths} else []
+        for task, some in rows.items()
+    }
+    options = TaskOptions(
+        lengths=settings.lengths, max_windows=settings.evaluation.problems, documents=corpus.test
+    )
+    for task in settings.tasks:
+        if task != CURVE_TASK and not rows[task]:
+            rows[task] = [score.to_dict() for score in TASKS[task](checkpoint, options)]
+    return [row for some in rows.values() for row in some]
 
 
 def recipe_of(job: Job) -> Recipe:

@@ -131,6 +131,11 @@ class Comparison(Settings):
         return self.evaluation.tasks or ["length-curve" if self.data.arithmetic is None else "arithmetic"]
 
     @property
+    def curve_protocols(self) -> list[str]:
+        """The protocols of length curves; none where none are measured."""
+        return self.evaluation.protocols if "length-curve" in self.tasks else []
+
+    @property
     def train_length(self) -> int:
         """The trained length, in the unit of `lengths`."""
         arithmetic = self.data.arithmetic

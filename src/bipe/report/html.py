@@ -29,6 +29,7 @@ from bipe.report.plots import (
 )
 from bipe.report.rendering import figure_png, figure_svg
 from bipe.report.tables import (
+    SHARES,
     Table,
     difference_table,
     number,
@@ -51,6 +52,16 @@ _PROTOCOL_TITLES = {
 }
 
 
+PAGE, SUMMARY = "report.html", "summary.md"
+"""The report of a folder, and what of it Markdown can say."""
+
+PICTURES = (
+    *("ends.png", "length_curve.png", "places.png"),
+    *(f"{task}_{metric}.png" for task in ("arithmetic", "multikey", "passkey") for metric in SHARES),
+)
+"""The charts beside it; which of them there are depends on what was measured."""
+
+
 def write_report(run_dir: str | Path) -> Path:
     """Write `summary.md`, `report.html` and a chart, such as `length_curve.png`, into a run folder.
 
@@ -68,7 +79,9 @@ def write_report(run_dir: str | Path) -> Path:
     folder = Path(run_dir)
     run = read_run(folder)
     context = _context(run)
-    summary, page = folder / "summary.md", folder / "report.html"
+    summary, page = folder / SUMMARY, folder / PAGE
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)
     summary.write_text(render("summary.md", context), encoding="utf-8")
     page.write_text(render("report.html", context | _charts(run)), encoding="utf-8")
     styles = scheme_styles(run.schemes)
