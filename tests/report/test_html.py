@@ -101,6 +101,13 @@ def test_a_finished_run_is_not_called_unfinished(reported: Path):
     assert "Unfinished" not in (reported / "report.html").read_text(encoding="utf-8")
 
 
+def test_charts_of_an_earlier_report_are_gone(run_dir: Path):
+    for name in ("places.png", "passkey_choice_accuracy.png", "mine.png"):
+        (run_dir / name).write_bytes(b"")
+    write_report(run_dir)
+    assert {path.name for path in run_dir.glob("*.png")} == {"ends.png", "length_curve.png", "mine.png"}
+
+
 def test_an_unfinished_run_says_what_is_missing(run_dir: Path):
     path = run_dir / "scores.jsonl"
     kept = [
