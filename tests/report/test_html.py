@@ -81,7 +81,7 @@ def test_the_page_needs_nothing_from_elsewhere(reported: Path):
 def test_every_chart_is_there_twice_and_says_what_it_shows(reported: Path):
     page = (reported / "report.html").read_text(encoding="utf-8")
     labels = re.findall(r'<svg [^>]*role="img" aria-label="([^"]+)"', page)
-    assert len(labels) == 16  # three charts for each protocol, convergence, segments; wide and narrow
+    assert len(labels) == 18  # three charts for each protocol, two of convergence, segments; wide and narrow
     assert "rope seed 1: 60.5 at 128, 86.7 at 1024" in labels[0]
 
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bipe.report.axes import Shape, spread
+from bipe.report.axes import CONTEXT, Shape, spread
 from bipe.report.palette import COLOURS, scheme_styles, theme_css
 from bipe.report.plots import (
     convergence_figure,
+    convergence_panels_figure,
     length_curve_figure,
     perplexity_curves,
     place_figure,
@@ -120,9 +121,27 @@ def test_convergence_takes_the_last_row_of_a_repeated_step():
     assert lines(axes, scheme_styles(["rope"])["rope"].colour) == [[400.0, 88.0]]
 
 
-def test_convergence_without_histories_is_an_error():
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_panel_of_convergence_has_every_seed_of_its_scheme_and_the_others_in_grey(shape: Shape):
+    ends = {("rope", 0): 80.0, ("alibi", 0): 70.0, ("rope", 1): 82.0}
+    histories = {
+        key: [{"step": 100, "validation_perplexity": 90.0}, {"step": 200, "validation_perplexity": end}]
+        for key, end in ends.items()
+    }
+    figure = convergence_panels_figure(histories, shape=shape)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["rope", "alibi"]
+    styles = scheme_styles(["rope", "alibi"])
+    rope, alibi = figure.axes
+    assert lines(rope, styles["rope"].colour) == [[90.0, 80.0], [90.0, 82.0]]
+    assert lines(rope, CONTEXT) == [[90.0, 70.0]]
+    assert lines(alibi, styles["alibi"].colour) == [[90.0, 70.0]]
+    assert lines(alibi, CONTEXT) == [[90.0, 80.0], [90.0, 82.0]]
+
+
+@pytest.mark.parametrize("draw", [convergence_figure, convergence_panels_figure])
+def test_convergence_without_histories_is_an_error(draw: Any):
     with pytest.raises(ValueError, match="No history holds a validation_perplexity"):
-        convergence_figure({("rope", 0): [{"step": 1, "loss": 8.0}]})
+        draw({("rope", 0): [{"step": 1, "loss": 8.0}]})
 
 
 def test_the_chart_of_a_task_shows_no_other():

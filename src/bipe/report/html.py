@@ -19,6 +19,7 @@ from bipe.report.pages import render
 from bipe.report.palette import Style, scheme_styles
 from bipe.report.plots import (
     convergence_figure,
+    convergence_panels_figure,
     length_curve_figure,
     metric_curves,
     perplexity_curves,
@@ -239,10 +240,7 @@ def _charts(run: Run) -> dict[str, Any]:
     """What only the page shows: the charts, and how schemes and tables look in it."""
     styles = scheme_styles(run.schemes)
     curves = {protocol: _length_charts(run, protocol, styles) for protocol in run.protocols}
-    convergence = segments = None
-    if any(f"validation_{run.metric}" in row for rows in run.histories.values() for row in rows):
-        draw = partial(convergence_figure, run.histories, metric=run.metric, styles=styles)
-        convergence = _chart("convergence", _convergence_label(run), draw)
+    segments = None
     if run.segments.get("lengths"):
         label = (
             "Line chart of the share of segments by their tokens, a line a text length; key numbers below."
@@ -261,7 +259,7 @@ def _charts(run: Run) -> dict[str, Any]:
         "share_charts": {
             _share_title(task, metric): _share_chart(run, task, metric, styles) for task, metric in run.shares
         },
-        "convergence": convergence,
+        "convergence": _convergence_charts(run, styles),
         "segment_chart": segments,
         "roles": {scheme: style.role for scheme, style in styles.items()},
     }
@@ -309,11 +307,20 @@ def _share_chart(run: Run, task: str, metric: str, styles: Mapping[str, Style]) 
     return _chart(f"task-{task}-{metric}", label, draw)
 
 
-def _convergence_label(run: Run) -> str:
+def _convergence_charts(run: Run, styles: Mapping[str, Style]) -> list[Chart]:
     name = f"validation_{run.metric}"
-    ends = [
-        f"{scheme} seed {seed}: {number(found[-1])}"
-        for (scheme, seed), rows in run.histories.items()
+    last = {
+        key: found[-1]
+        for key, rows in run.histories.items()
         if (found := [row[name] for row in rows if name in row])
-    ]
-    return f"Line chart of validation {run.metric} against training steps. At the end: {'; '.join(ends)}."
+    }
+    if not last:
+        return []
+    settings = {"histories": run.histories, "metric": run.metric, "styles": styles}
+    ends = "; ".join(f"{scheme} seed {seed}: {number(value)}" for (scheme, seed), value in last.items())
+    label = f"Line chart of validation {run.metric} against training steps. At the end: {ends}."
+    charts = [_chart("convergence", label, partial(convergence_figure, **settings))]
+    if len({scheme for scheme, _ in last}) > 1:
+        label = f"The same lines of validation {run.metric}, one small chart a scheme."
+        charts.append(_chart("convergence-panels", label, partial(convergence_panels_figure, **settings)))
+    return charts

@@ -94,24 +94,21 @@ def scheme_panels_figure(
     """
     curves = perplexity_curves(scores, protocol)
     styles = styles or scheme_styles(scheme for scheme, _ in curves)
-    schemes = list(dict.fromkeys(scheme for scheme, _ in curves))
-    columns = min(len(schemes), 4 if shape == "wide" else 2)
-    rows = math.ceil(len(schemes) / columns)
-    figure = Figure(
-        figsize=(10, 0.5 + 2.1 * rows) if shape == "wide" else (4.4, 0.5 + 1.75 * rows), layout="constrained"
-    )
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     bounds = value_bounds(curves.values(), _PANEL_CEILING)
-    for n, axes in enumerate(grid.flat):
-        if n >= len(schemes):
-            axes.remove()
-            continue
-        dress(axes)
+    figure, panels = _panels(curves, styles, shape)
+    for scheme, axes in panels.items():
         set_perplexity_scale(axes, bounds)
         set_length_scale(axes, _lengths(curves), train_length, labels=3, multiples=False)
-        _draw_panel(axes, schemes[n], curves, styles)
-        below = n + columns < len(schemes)
-        axes.tick_params(labelbottom=not below, labelleft=n % columns == 0)
+        for (name, _), curve in curves.items():
+            if name != scheme:
+                axes.plot(
+                    [r["length"] for r in curve], [r["value"] for r in curve], color=CONTEXT, linewidth=0.7
+                )
+        own = [curve for (name, _), curve in curves.items() if name == scheme]
+        for curve in own:
+            draw_curve(axes, curve, styles[scheme], width=1.4)
+        if beyond := told_beyond(axes, max(row["value"] for curve in own for row in curve)):
+            axes.set_title(beyond, loc="right", fontsize=FONT - 1, color=MUTED)
     figure.supxlabel("text length in tokens", fontsize=FONT, color=MUTED)
     figure.supylabel("perplexity", fontsize=FONT, color=MUTED)
     return figure
@@ -207,22 +204,14 @@ def convergence_figure(
     Raises:
         ValueError: no history holds it.
     """
-    points = {key: found for key, rows in histories.items() if (found := _validation_points(rows, metric))}
-    if not points:
-        raise ValueError(f"No history holds a validation_{metric}, so there is no convergence to draw.")
+    points = _validation_points(histories, metric)
     styles = styles or scheme_styles(scheme for scheme, _ in points)
     figure, axes = canvas(shape)
-    values = [value for curve in points.values() for _, value in curve]
-    if metric == "perplexity":
-        set_perplexity_scale(axes, (min(values), max(values)))
-    else:
-        set_share_scale(axes)
+    _set_convergence_scales(axes, points, metric)
     for (scheme, _), curve in points.items():
-        steps, perplexities = zip(*curve, strict=True)
         style = styles[scheme]
         axes.plot(
-            steps,
-            perplexities,
+            *zip(*curve, strict=True),
             color=style.colour,
             marker=style.marker,
             markevery=max(1, len(curve) // 8),
@@ -231,10 +220,32 @@ def convergence_figure(
         )
     axes.set_xlabel("training step")
     axes.set_ylabel(with_scale(f"validation {metric}", axes), parse_math=False)
-    axes.set_xlim(right=max(curve[-1][0] for curve in points.values()))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     name_lines(axes, {key: curve[-1] for key, curve in points.items()}, styles, shape)
+    return figure
+
+
+def convergence_panels_figure(
+    histories: Mapping[tuple[str, int], Sequence[Record]],
+    *,
+    metric: str = "perplexity",
+    styles: Mapping[str, Style] | None = None,
+    shape: Shape = "wide",
+) -> Figure:
+    """Draw the same lines a panel a scheme, the other schemes in grey.
+
+    Takes and raises what `convergence_figure` does.
+    """
+    points = _validation_points(histories, metric)
+    styles = styles or scheme_styles(scheme for scheme, _ in points)
+    figure, panels = _panels(points, styles, shape)
+    for scheme, axes in panels.items():
+        _set_convergence_scales(axes, points, metric, labels=3)
+        for (name, _), curve in points.items():
+            own = name == scheme
+            colour, width = (styles[scheme].colour, 1.4) if own else (CONTEXT, 0.7)
+            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=width, zorder=2.5 if own else 2)
+    figure.supxlabel("training step", fontsize=FONT, color=MUTED)
+    figure.supylabel(f"validation {metric}", fontsize=FONT, color=MUTED, parse_math=False)
     return figure
 
 
@@ -355,29 +366,55 @@ def _lengths(curves: Mapping[tuple[str, int], Curve]) -> list[int]:
     return sorted({row["length"] for curve in curves.values() for row in curve})
 
 
-def _draw_panel(
-    axes: Axes,
-    scheme: str,
-    curves: Mapping[tuple[str, int], Curve],
-    styles: Mapping[str, Style],
-) -> None:
-    own = [curve for (name, _), curve in curves.items() if name == scheme]
-    for (name, _), curve in curves.items():
-        if name != scheme:
-            axes.plot([r["length"] for r in curve], [r["value"] for r in curve], color=CONTEXT, linewidth=0.7)
-    for curve in own:
-        draw_curve(axes, curve, styles[scheme], width=1.4)
-    axes.set_title(
-        scheme, loc="left", fontsize=FONT, color=styles[scheme].colour, weight="bold", parse_math=False
+def _panels(
+    lines: Iterable[tuple[str, int]], styles: Mapping[str, Style], shape: Shape
+) -> tuple[Figure, dict[str, Axes]]:
+    """Make a panel with its title for every scheme of the lines, all on the same axes."""
+    schemes = list(dict.fromkeys(scheme for scheme, _ in lines))
+    columns = min(len(schemes), 4 if shape == "wide" else 2)
+    rows = math.ceil(len(schemes) / columns)
+    figure = Figure(
+        figsize=(10, 0.5 + 2.1 * rows) if shape == "wide" else (4.4, 0.5 + 1.75 * rows), layout="constrained"
     )
-    if beyond := told_beyond(axes, max(row["value"] for curve in own for row in curve)):
-        axes.set_title(beyond, loc="right", fontsize=FONT - 1, color=MUTED)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for n, axes in enumerate(grid):
+        if n >= len(schemes):
+            axes.remove()
+            continue
+        dress(axes)
+        below = n + columns < len(schemes)
+        axes.tick_params(labelbottom=not below, labelleft=n % columns == 0)
+        colour = styles[schemes[n]].colour
+        axes.set_title(schemes[n], loc="left", fontsize=FONT, color=colour, weight="bold", parse_math=False)
+    return figure, dict(zip(schemes, figure.axes, strict=True))
 
 
-def _validation_points(rows: Sequence[Record], metric: str) -> list[tuple[int, float]]:
+def _validation_points(
+    histories: Mapping[tuple[str, int], Sequence[Record]], metric: str
+) -> dict[tuple[str, int], list[tuple[int, float]]]:
+    """What validation found, by step, of every run that says so."""
     name = f"validation_{metric}"
-    found = {row["step"]: row[name] for row in rows if name in row}
-    return sorted(found.items())
+    points = {
+        key: sorted({row["step"]: row[name] for row in rows if name in row}.items())
+        for key, rows in histories.items()
+    }
+    points = {key: found for key, found in points.items() if found}
+    if not points:
+        raise ValueError(f"No history holds a {name}, so there is no convergence to draw.")
+    return points
+
+
+def _set_convergence_scales(
+    axes: Axes, points: Mapping[tuple[str, int], list[tuple[int, float]]], metric: str, labels: int = 6
+) -> None:
+    values = [value for curve in points.values() for _, value in curve]
+    if metric == "perplexity":
+        set_perplexity_scale(axes, (min(values), max(values)))
+    else:
+        set_share_scale(axes)
+    axes.set_xlim(right=max(curve[-1][0] for curve in points.values()))
+    axes.xaxis.set_major_locator(MaxNLocator(labels, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def _quantile(shares: Sequence[float], share: float) -> int:
