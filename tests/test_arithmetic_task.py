@@ -1,5 +1,6 @@
 """Arithmetic as a task: who is right, and how sure that is."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from bipe.evaluation.arithmetic import answered_right, answers, score_arithmetic
 from bipe.evaluation.base import Run
 from bipe.models.checkpoint import Checkpoint
 from bipe.models.completion import complete
+from bipe_cli.main import app, run
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -168,6 +170,32 @@ def test_a_prompt_of_other_symbols_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be cut into tokens of this model"):
         complete(checkpoint, "12 + 3 =")
     assert complete(checkpoint, "2 + 3 =", max_new_tokens=2).startswith("2 + 3 =")
+
+
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [
+        ("length-curve", ["--data", "text.txt", "--lengths", "8"]),
+        ("passkey", ["--data", "text.txt", "--lengths", "64"]),
+        ("scrolls", ["--data", "qasper", "--lengths", "64"]),
+        pytest.param(
+            "harness",
+            ["--tasks", "hellaswag", "--lengths", "64"],
+            marks=pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-evaluation-harness"),
+        ),
+    ],
+)
+def test_tasks_of_text_refuse_a_model_of_arithmetic(
+    task: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("Some text of words. " * 200)
+    Path("qasper").mkdir()
+    Path("qasper/validation.jsonl").write_text('{"id": "a", "input": "What is it?", "output": "It."}\n')
+    random_model().save_pretrained("solver")
+    arithmetic_tokenizer().save_pretrained("solver")
+    assert run(app, ["evaluate", task, "--model", "solver", *more]) == 2
+    assert "The text cannot be cut into tokens of this tokenizer: WordLevel" in capsys.readouterr().err
 
 
 def test_a_model_that_fails_is_left_in_its_own_mode(monkeypatch: pytest.MonkeyPatch) -> None:

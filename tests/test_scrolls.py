@@ -14,7 +14,8 @@ from bipe.data.tokens import train_tokenizer
 from bipe.evaluation.base import Run
 from bipe.evaluation.scrolls import exact_match, f1, judge, predict, score_scrolls, write_predictions
 from bipe.models.checkpoint import load_checkpoint
-from bipe.training import Recipe, train_recipe
+from bipe.training import Recipe, load_recipe, train_recipe
+from bipe.training.shipped import recipes_folder
 from bipe_cli.main import app, run
 
 SENTENCES = [
@@ -237,12 +238,45 @@ def test_a_summarys_score_is_the_geometric_mean_of_the_means(tokenizer: Any) -> 
 def test_the_leaderboards_file_has_every_answer_of_all_tasks(tmp_path: Path) -> None:
     answers = {"q1": 'a "quoted", answer\nof two lines', "q2": ""}
     for number, task in enumerate(SCROLLS, start=1):
-        path = write_predictions(tmp_path / "out", task, answers)
-        assert path.name == ("scrolls_predictions.csv" if number == len(SCROLLS) else f"{task}.json")
+        path = write_predictions(tmp_path / "out", task, "test", answers)
+        assert path.name == ("scrolls_predictions.csv" if number == len(SCROLLS) else f"{task}-test.json")
     with open(tmp_path / "out" / "scrolls_predictions.csv", encoding="utf-8", newline="") as file:
         table = list(csv.reader(file))
     assert table[0] == ["Task", "ID", "Prediction"]
     assert table[1:] == [[task, key, answer] for task in SCROLLS for key, answer in answers.items()]
+
+
+def test_the_leaderboards_file_has_nothing_of_other_splits_and_of_a_part(tmp_path: Path) -> None:
+    first, *others = SCROLLS
+    for task in others:
+        write_predictions(tmp_path, task, "test", {"q": "right"})
+    path = write_predictions(tmp_path, first, "validation", {"v": "other split"})
+    assert path.name == f"{first}-validation.json"
+    path = write_predictions(tmp_path, first, "test", {"q": "part"}, whole=False)
+    assert path.name == f"{first}-test-first-1.json"
+    assert not (tmp_path / "scrolls_predictions.csv").exists()
+    write_predictions(tmp_path, first, "test", {"q": "right"})
+    whole = (tmp_path / "scrolls_predictions.csv").read_bytes()
+    write_predictions(tmp_path, first, "train", {"t": "other split"})
+    write_predictions(tmp_path, first, "test", {"q": "part"}, whole=False)
+    assert (tmp_path / "scrolls_predictions.csv").read_bytes() == whole
+    assert whole.count(b"right") == len(SCROLLS)
+
+
+def test_summaries_may_have_a_thousand_tokens_and_answers_two_hundred() -> None:
+    """As in BiPE's experiments."""
+    summaries = {"gov_report", "summ_screen_fd", "qmsum"}
+    assert {task: kind.new_tokens for task, kind in SCROLLS.items()} == {
+        task: 1000 if task in summaries else 200 for task in SCROLLS
+    }
+
+
+def test_the_papers_fine_tuning() -> None:
+    recipe = load_recipe(recipes_folder() / "scrolls/paper.yaml")
+    training = recipe.training
+    assert recipe.data.train_length == 8192
+    assert (training.steps, training.warmup_steps, training.learning_rate) == (5000, 50, 1e-5)
+    assert training.batch_size * training.gradient_accumulation * 8 == 64
 
 
 def test_the_whole_way_from_fine_tuning_to_scores(trained: Path, capsys: Any) -> None:
@@ -252,7 +286,7 @@ def test_the_whole_way_from_fine_tuning_to_scores(trained: Path, capsys: Any) ->
     out = ["--out", str(trained / "answers")]
     assert run(app, [*command, *out, "--json"]) == 0
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
-    answers = json.loads((trained / "answers" / "qasper.json").read_text())
+    answers = json.loads((trained / "answers" / "qasper-validation.json").read_text())
     task, examples = read_scrolls(str(trained / "qasper.zip"), "validation")
     assert list(answers) == [example.id for example in examples]
     best = [max(f1(answers[e.id], output) for output in e.outputs) for e in examples]
@@ -275,7 +309,9 @@ def test_the_whole_way_from_fine_tuning_to_scores(trained: Path, capsys: Any) ->
 
     assert run(app, [*command, *out, "--split", "test"]) == 0
     assert capsys.readouterr().out == ""
-    assert set(json.loads((trained / "answers" / "qasper.json").read_text())) == {"q10", "q11", "q12"}
+    assert set(json.loads((trained / "answers" / "qasper-test.json").read_text())) == {"q10", "q11", "q12"}
+    assert run(app, [*command, *out, "--split", "test", "--max-windows", "2"]) == 0
+    assert set(json.loads((trained / "answers" / "qasper-test-first-2.json").read_text())) == {"q10", "q11"}
 
 
 def test_cut_inputs_are_told_of(trained: Path) -> None:
@@ -294,6 +330,7 @@ def test_wrong_use_is_one_line(trained: Path, capsys: Any) -> None:
         (["--data", str(trained / "qasper.zip"), "--split", "dev"], "has no dev.jsonl"),
         (["--data", str(trained / "qasper.zip"), "--split", "test"], "give --out to keep the answers"),
         (["--data", str(trained / "qasper.zip"), "--tasks", "piqa"], "--tasks is an option of harness"),
+        (["--data", str(trained / "qasper.zip"), "--out", __file__], "test_scrolls.py is a file"),
     ):
         assert run(app, [*command, *more]) == 2
         assert message in capsys.readouterr().err

@@ -87,7 +87,7 @@ def test_scores_are_those_of_one_process(
     monkeypatch.chdir(folder)
     (folder / "evaluate.py").write_text(SCRIPT, encoding="utf-8")
     by_two = rows(together(2, "evaluate.py", json.dumps(CASES)).stdout)
-    answers = (folder / "answers" / "qasper.json").read_text(encoding="utf-8")
+    answers = (folder / "answers" / "qasper-validation.json").read_text(encoding="utf-8")
     assert len(json.loads(answers)) == 4 and max(map(len, json.loads(answers).values())) > 10
     shutil.rmtree(folder / "answers")
     capsys.readouterr()
@@ -100,7 +100,7 @@ def test_scores_are_those_of_one_process(
             for name, value in one.items():
                 same = pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
                 assert two[name] == same, (task, name)
-    assert (folder / "answers" / "qasper.json").read_text(encoding="utf-8") == answers
+    assert (folder / "answers" / "qasper-validation.json").read_text(encoding="utf-8") == answers
 
 
 def test_one_process_does_everything() -> None:

@@ -38,7 +38,9 @@ doc_to_target: "{{text}}"
 metric_list: [{metric: word_perplexity}]"""
 
 
-def evaluate(folder: Path, tmp_path: Path, kind: str, rest: str, rows: list[dict[str, Any]]) -> Any:
+def evaluate(
+    folder: Path, tmp_path: Path, kind: str, rest: str, rows: list[dict[str, Any]], length: int = 128
+) -> Any:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -46,9 +48,9 @@ def evaluate(folder: Path, tmp_path: Path, kind: str, rest: str, rows: list[dict
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = tmp_path / "tasks"
-    tasks.mkdir()
+    tasks.mkdir(exist_ok=True)
     (tasks / "ours.yaml").write_text(TASK.format(name="ours", data=data, kind=kind, rest=rest))
-    model = HFLM(pretrained=str(folder), device="cpu", batch_size=2, max_length=128)
+    model = HFLM(pretrained=str(folder), device="cpu", batch_size=2, max_length=length)
     return lm_eval.simple_evaluate(
         model,
         tasks=["ours"],
@@ -123,12 +125,30 @@ def test_evaluate_harness_prints_the_harness_own_numbers(
     assert (row["low"], row["high"]) == pytest.approx((direct - 1.96 * error, direct + 1.96 * error))
 
 
+def test_evaluate_harness_gives_the_model_the_context_that_it_says(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "The cat sat on the mat. It saw a dog, and ran. A red house stood there. Nobody"}]
+    command = ["evaluate", "harness", "--model", str(folder), "--include", str(tmp_path / "tasks")]
+    found = {}
+    for length in (4, 12):
+        direct = evaluate(folder, tmp_path, "loglikelihood_rolling", ROLLING, rows, length)["results"]["ours"]
+        assert run(app, [*command, "--tasks", "ours", "--lengths", str(length), "--json"]) == 0
+        (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+        assert row["value"] == pytest.approx(direct["word_perplexity,none"], rel=1e-5)
+        found[length] = row["value"]
+    assert abs(found[4] / found[12] - 1) > 1e-3
+
+
 def test_evaluate_harness_says_what_it_needs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "harness", "--model", str(folder)]
     for more, message in (
         (["--lengths", "64"], "needs names of its tasks: give --tasks"),
         (["--tasks", "hellaswag"], "run at one context length, such as --lengths 1024; got none"),
         (["--tasks", "helaswag", "--lengths", "64"], "has no task 'helaswag'"),
+        (["--tasks", "hellaswag", "--lengths", "0"], "context length must be at least 1; got 0"),
+        (["--tasks", "ours", "--lengths", "64", "--include", "nowhere"], "nowhere is none"),
+        (["--tasks", "ruler_vt", "--lengths", "4096"], "RULER allows 470: this tokenizer's tokens are too"),
     ):
         assert run(app, [*command, *more]) == 2
         assert message in capsys.readouterr().err
@@ -139,7 +159,7 @@ def test_rulers_own_texts_are_made_and_answered_offline(
 ) -> None:
     """The harness prints while it makes them, but not between the rows."""
     pytest.importorskip("wonderwords")
-    # A tokenizer of single letters would never get one of RULER's examples into 4,096 tokens.
+    # RULER's example does not fit into its 500 tokens with a tokenizer of single letters.
     noise = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
     tokenizer = train_tokenizer(
         [f"{noise} Question: Find all variables that are assigned the value"] * 20, 500
@@ -153,3 +173,13 @@ def test_rulers_own_texts_are_made_and_answered_offline(
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert (row["protocol"], row["metric"], row["length"], row["windows"]) == ("ruler_vt", "4096", 4096, 1)
     assert 0 <= row["value"] <= 1
+    command = command[:-2]
+    for tasks in ("ruler_vt", "ruler_cwe", "ruler"):
+        command[-1] = tasks
+        assert run(app, [*command, "--lengths", "256"]) == 2
+        told = capsys.readouterr().err
+        assert "tokens of this tokenizer, with its answer, and does not fit into 256" in told
+    # What it says fits does.
+    needed = told.partition(" has ")[2].partition(" tokens")[0].replace(",", "")
+    command[-1] = "ruler_vt"
+    assert run(app, [*command, "--max-windows", "1", "--lengths", str(int(needed) + 30)]) == 0

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from bipe.plain import read_json
 
 from .packing import IGNORED
-from .tokens import opening_ids
+from .tokens import opening_ids, plain_ids
 
 HUB = "tau/scrolls"
 BEFORE, AFTER = "Context:\n", "\n Please summarize this report:"
@@ -167,19 +167,14 @@ def prompt_ids(task: str, text: str, tokenizer: PreTrainedTokenizerBase, room: i
         room: tokens at most.
 
     Raises:
-        ValueError: there is no room for a single token of the input.
+        ValueError: there is no room for a single token of the input, or the tokenizer has none for it.
     """
-    before, after = (_encode(tokenizer, part) for part in SCROLLS[task].around)
+    before, after, ids = plain_ids(tokenizer, [*SCROLLS[task].around, text])
     before = opening_ids(tokenizer) + before
     left = room - len(before) - len(after)
     if left < 1:
         raise ValueError(f"A prompt of {task} does not fit in {room} tokens: take longer blocks or texts.")
-    ids = _encode(tokenizer, text)
     return before + ids[:left] + after, len(ids) > left
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 class ScrollsBlocks(Dataset[dict[str, Tensor]]):
@@ -216,7 +211,7 @@ class ScrollsBlocks(Dataset[dict[str, Tensor]]):
         text, output = self.pairs[index]
         eos = self.tokenizer.eos_token_id
         most = min(SCROLLS[self.task].new_tokens, self.length // 2)
-        answer = [*_encode(self.tokenizer, output)[:most], eos]
+        answer = [*plain_ids(self.tokenizer, [output])[0][:most], eos]
         prompt, _ = prompt_ids(self.task, text, self.tokenizer, self.length - len(answer))
         padding = self.length - len(prompt) - len(answer)
         return {

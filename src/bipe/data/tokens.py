@@ -115,20 +115,34 @@ def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) ->
 
     Returns:
         One tensor (n,) int64 of token ids for each document.
+
+    Raises:
+        ValueError: the tokenizer has no token for something in the text.
     """
     encoded: list[Tensor] = []
     opening = opening_ids(tokenizer)
     for batch in _batches([document.text for document in documents], BATCH_CHARACTERS):
-        rows = tokenizer(
-            batch,
+        encoded += [torch.tensor(opening + row, dtype=torch.int64) for row in plain_ids(tokenizer, batch)]
+    return encoded
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts alone: no special token is added, and none is read out of a text.
+
+    Raises:
+        ValueError: the tokenizer has no token for something in a text.
+    """
+    try:
+        return tokenizer(
+            list(texts),
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # or each long document would warn that it exceeds model_max_length
+            verbose=False,  # or each long text would warn that it exceeds model_max_length
         )["input_ids"]
-        encoded += [torch.tensor(opening + row, dtype=torch.int64) for row in rows]
-    return encoded
+    except Exception as error:  # tokenizers has no class of its own for a symbol without an id
+        raise ValueError(f"The text cannot be cut into tokens of this tokenizer: {error}.") from error
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

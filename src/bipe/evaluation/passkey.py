@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bipe.data.tokens import plain_ids
 from bipe.models.modes import evaluating
 from bipe.processes import gather, share
 
@@ -88,7 +89,7 @@ def draw_of(keys: int, number: int) -> random.Random:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return plain_ids(tokenizer, [text])[0]
 
 
 @torch.inference_mode()

@@ -50,8 +50,7 @@ def predict(
     Raises:
         ValueError: the length leaves no room for a prompt, or the tokenizer has no eos.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("An answer ends with the tokenizer's eos, and this one has none.")
+    refuse_unanswerable(tokenizer, task, length)
     eos = cast("int", tokenizer.eos_token_id)
     room = _room(task, length)
     asked = [prompt_ids(task, example.input, tokenizer, room) for example in examples]
@@ -69,6 +68,17 @@ def predict(
             for row in greedy(model, prompts[start : start + size], length - room, eos=eos, pad=eos)
         ]
     return {example.id: answer for example, answer in zip(examples, gather(written), strict=True)}
+
+
+def refuse_unanswerable(tokenizer: PreTrainedTokenizerBase, task: str, length: int) -> None:
+    """Tell before any question is asked what would keep `predict` from answering.
+
+    Raises:
+        ValueError: as `predict`.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("An answer ends with the tokenizer's eos, and this one has none.")
+    prompt_ids(task, "", tokenizer, _room(task, length))
 
 
 def _room(task: str, length: int) -> int:
@@ -188,21 +198,32 @@ def score_scrolls(
     ]
 
 
-def write_predictions(folder: Path, task: str, predictions: Mapping[str, str]) -> Path:
-    """Write `TASK.json`, and the leaderboard's file where all tasks are there now.
+def write_predictions(
+    folder: Path, task: str, split: str, predictions: Mapping[str, str], *, whole: bool = True
+) -> Path:
+    """Write the answers down, and the leaderboard's file once every task's test split is answered whole.
+
+    Args:
+        folder: of the answers to several tasks.
+        task: a key of `SCROLLS`.
+        split: that was answered.
+        predictions: an answer by the example's id.
+        whole: whether to every example of the split; if not, the file's name says to how many.
 
     Returns:
-        The path of what was written last.
+        The path of what was written last: `TASK-SPLIT.json`, such as `qasper-test.json`, of the first two
+        `qasper-test-first-2.json`, or the leaderboard's file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{task}.json"
+    path = folder / f"{task}-{split}{'' if whole else f'-first-{len(predictions)}'}.json"
     path.write_text(json.dumps(dict(predictions), indent=1, ensure_ascii=False), encoding="utf-8")
-    if not all((folder / f"{name}.json").exists() for name in SCROLLS):
+    tested = {name: folder / f"{name}-test.json" for name in SCROLLS}
+    if path not in tested.values() or not all(answered.exists() for answered in tested.values()):
         return path
     with open(folder / LEADERBOARD, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("Task", "ID", "Prediction"))
-        for name in SCROLLS:
-            answers = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name, answered in tested.items():
+            answers = json.loads(answered.read_text(encoding="utf-8"))
             writer.writerows((name, key, answer) for key, answer in answers.items())
     return folder / LEADERBOARD

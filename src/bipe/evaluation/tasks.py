@@ -21,7 +21,7 @@ from .harness import score_harness
 from .length_curve import difference_scores, scheme_name, scores
 from .losses import window_losses
 from .passkey import score_passkey
-from .scrolls import predict, score_scrolls, write_predictions
+from .scrolls import judge, predict, refuse_unanswerable, score_scrolls, write_predictions
 from .windows import ENOUGH_WINDOWS
 
 PROBLEMS = 1000
@@ -167,7 +167,7 @@ def measure_scrolls(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]
     """Answer tasks of SCROLLS, write the answers down, and judge them where right ones are known.
 
     Raises:
-        ValueError: as `read_scrolls` and `predict`, or several lengths are asked for.
+        ValueError: as `read_scrolls` and `predict`, or several lengths are asked for; before any answer.
     """
     if not options.data:
         raise ValueError("SCROLLS needs its tasks: give --data, such as qasper or the path of qasper.zip.")
@@ -176,13 +176,20 @@ def measure_scrolls(checkpoint: Checkpoint, options: TaskOptions) -> list[Score]
     if options.split == "test" and options.out is None:
         raise ValueError("The right answers of the test split are not known: give --out to keep the answers.")
     length = (options.lengths or [checkpoint.model.config.max_position_embeddings])[0]
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"Answers are kept in a folder, and {options.out} is a file.")
+    asked = [read_scrolls(source, options.split) for source in options.data]
+    for task, examples in asked:
+        refuse_unanswerable(checkpoint.tokenizer, task, length)
+        if first := next((example for example in examples if example.outputs), None):
+            judge(task, [first], {first.id: ""})  # which may want a package
     rows: list[Score] = []
-    for source in options.data:
-        task, examples = read_scrolls(source, options.split)
+    for task, examples in asked:
         chosen = examples[: options.max_windows]
         answers = predict(checkpoint.model, checkpoint.tokenizer, task, chosen, length)
         if options.out is not None and is_first():
-            write_predictions(options.out, task, answers)
+            whole = len(chosen) == len(examples)
+            write_predictions(options.out, task, options.split, answers, whole=whole)
         if known := [example for example in chosen if example.outputs]:
             rows += score_scrolls(
                 checkpoint.model,
