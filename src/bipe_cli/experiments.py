@@ -1,20 +1,16 @@
-"""The paper's experiments as commands: at a size for a CPU, and at the paper's."""
+"""The paper's experiments as commands, at a size for a CPU; `paper_size` has the paper's."""
 
 import json
 import re
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from .paper_size import NORMAL, TASKS
 from .steps import Experiment, Setup, Step
 
-PAPER_SCHEMES = ("sinusoidal", "randomized-rope", "rope", "alibi", "bipe-rope", "bipe-alibi")
-EIGHT = "torchrun --standalone --nproc-per-node 8 -m bipe_cli"
 BIG = "One machine with eight accelerators of 40 GB or more."
 STARTED = "It starts from the models of `bipe reproduce extrapolation --paper-size`."
-SCROLLS = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "contract_nli", "quality", "narrative_qa")
-NORMAL = "hellaswag,piqa,winogrande,race,boolq,truthfulqa_mc1"
 
 
 def _arithmetic(setup: Setup) -> list[list[Step]]:
@@ -92,7 +88,14 @@ def _small_models(setup: Setup, *schemes: str) -> dict[str, Step]:
 
 
 def _scrolls(setup: Setup) -> list[list[Step]]:
+    from bipe.registry import choose
+
     tasks = setup.tasks or ("qasper", "contract_nli")
+    known = dict.fromkeys(map(str, TASKS))
+    for task in tasks:
+        choose("task of SCROLLS", known, Path(task).name.removesuffix(".zip"))
+        if Path(task).name != task and not Path(task).exists():
+            raise ValueError(f"There is no file or folder {task!r}.")
 
     def lane(name: str, model: Step) -> list[Step]:
         steps = [model]
@@ -110,10 +113,8 @@ def _scrolls(setup: Setup) -> list[list[Step]]:
 
 
 def _tasks(setup: Setup) -> list[list[Step]]:
-    groups = {
-        "ruler": ("ruler_vt,ruler_fwe", "1024"),
-        "normal": (NORMAL, "1024"),  # from the hub
-    }
+    both = {"ruler": "ruler_vt,ruler_fwe", "normal": NORMAL}  # the second from the hub
+    groups = {"named": ",".join(setup.tasks)} if setup.tasks else both
 
     def lane(name: str, model: Step) -> list[Step]:
         harness = ("evaluate", "harness", "--model", str(setup.out / name), "--max-windows", "200")
@@ -121,11 +122,11 @@ def _tasks(setup: Setup) -> list[list[Step]]:
             model,
             *(
                 Step(
-                    *(*harness, "--tasks", tasks, "--lengths", length),
+                    *(*harness, "--tasks", tasks, "--lengths", "1024"),
                     rows=setup.out / f"{name}-{group}.jsonl",
                     arm=name.rpartition("-")[0],
                 )
-                for group, (tasks, length) in groups.items()
+                for group, tasks in groups.items()
             ),
         ]
 
@@ -155,20 +156,6 @@ def _theory(setup: Setup) -> list[list[Step]]:
     return [[step(scheme, states, width, seed) for width in widths] for seed, states, scheme in cells]
 
 
-def _train_all(schemes: Sequence[str], recipe: str = "bipe-rope-151m") -> tuple[str, ...]:
-    return tuple(
-        f"{EIGHT} train recipes/language_modelling/{recipe}.yaml --scheme {scheme} --data.tokenizer LLAMA "
-        f"--out runs/{scheme}-{recipe[len('bipe-rope-') :]}"
-        for scheme in schemes
-    )
-
-
-def _evaluate_all(schemes: Sequence[str], command: str, size: str = "151m") -> tuple[str, ...]:
-    return tuple(f"bipe evaluate {command.format(model=f'runs/{scheme}-{size}')}" for scheme in schemes)
-
-
-BOTH = ("rope", "alibi", "bipe-rope", "bipe-alibi")
-
 EXPERIMENTS: dict[str, Experiment] = {
     "arithmetic": Experiment(
         title="Arithmetic modulo 11, against the hidden width",
@@ -176,15 +163,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         claim="At width 48 BiPE-ALiBi answers 97 %, and everything without segments stays under 70 % (as a "
         "later note reports).",
         lanes=_arithmetic,
-        paper=(
-            *(
-                f"{EIGHT} train recipes/arithmetic/paper.yaml --scheme {scheme} --training.batch_size 64 "
-                f"--model.hidden_size {width} --model.intermediate_size {4 * width} "
-                f"--out runs/{scheme}-{width}"
-                for width, scheme in product((48, 64, 256), (*PAPER_SCHEMES, "xpos"))
-            ),
-            "bipe evaluate arithmetic --model runs/SCHEME-WIDTH --lengths 6 --max-windows 100000",
-        ),
         hardware="One accelerator or eight; of models this small what counts is how fast steps are begun.",
     ),
     "extrapolation": Experiment(
@@ -192,21 +170,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         claim="On PG19, trained on 1,024 tokens: RoPE 158, ALiBi 28.6, BiPE-ALiBi 25.2 at the longest length "
         "(as a later note reports; another's run has 144 for RoPE).",
         lanes=lambda setup: [[setup.compare("comparisons/extrapolation.yaml", "extrapolation")]],
-        paper=(
-            *_train_all(PAPER_SCHEMES),
-            *_evaluate_all(
-                PAPER_SCHEMES,
-                "length-curve --model {model} --data hf:emozilla/pg19:test --protocol blocks "
-                "--lengths 1024,2048,3072,4096,5120,6144",
-            ),
-        ),
-        hardware=f"{BIG} The 1.6B models (recipes/language_modelling/bipe-rope-1.6b.yaml) want several such.",
+        hardware=f"{BIG} The 1.6B models want four such. ArXiv and Github are measured like PG19, with "
+        "--data of a folder of such text.",
     ),
     "encodings": Experiment(
         title="Every encoding that people compare, at equal budget",
         claim="The paper compares sinusoidal, randomized RoPE, RoPE and ALiBi with BiPE-RoPE and BiPE-ALiBi.",
         lanes=lambda setup: [[setup.compare("comparisons/encodings.yaml", "encodings")]],
-        paper=_train_all((*PAPER_SCHEMES, "xpos", "t5", "kerple", "fire", "cope")),
         hardware=BIG,
     ),
     "ablations": Experiment(
@@ -214,17 +184,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         claim="Both levels are needed, and segments should be those of the text (as the abstract suggests; "
         "the numbers are not known to this project).",
         lanes=lambda setup: [[setup.compare("comparisons/ablations.yaml", "ablations")]],
-        paper=tuple(
-            f"{EIGHT} train recipes/language_modelling/bipe-rope-151m.yaml --data.tokenizer LLAMA {change} "
-            f"--out runs/{name}"
-            for name, change in {
-                "intra-only": "--model.inter '{type: zero}'",
-                "inter-only": "--model.intra '{type: zero}'",
-                "fixed-32": "--model.segmenter '{type: fixed_length, n: 32}'",
-                "released-rule": "--rule released",
-                "line": "--rule line",
-            }.items()
-        ),
         hardware=BIG,
     ),
     "extension": Experiment(
@@ -232,16 +191,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         claim="BiPE-RoPE with YaRN on its segment index, after 500 steps at length 4,096, reads further than "
         "RoPE with YaRN (as a later note reports).",
         lanes=_extension,
-        paper=tuple(
-            command
-            for scheme, method in product(("rope", "bipe-rope"), ("yarn", "linear"))
-            for command in (
-                f"bipe extend --model runs/{scheme}-151m --method {method} --factor 16 "
-                f"--out runs/{scheme}-151m-{method}",
-                f"{EIGHT} train recipes/extension/paper.yaml --start runs/{scheme}-151m-{method} "
-                f"--out runs/{scheme}-151m-{method}-500",
-            )
-        ),
         hardware=f"{BIG} {STARTED}",
         needs_test=True,
     ),
@@ -250,19 +199,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         takes=("data", "test"),
         claim="The number of tokens in a segment has bounded support and is alike at every length.",
         lanes=_segments,
-        paper=(
-            "bipe segment hf:monology/pile-uncopyrighted:validation --tokenizer LLAMA --statistics "
-            "--lengths 1024,2048,4096,8192",
-        ),
         hardware="None beyond memory for the text.",
     ),
     "passkey": Experiment(
         title="Looking for a key in a long text",
         claim="None of the paper; a length curve cannot tell whether a model reads what is far away.",
         lanes=lambda setup: [[setup.compare("comparisons/passkey.yaml", "passkey")]],
-        paper=_evaluate_all(
-            BOTH, "passkey --model {model} --data hf:emozilla/pg19:test --lengths 1024,2048,4096,8192,16384"
-        ),
         hardware=f"One accelerator. {STARTED}",
     ),
     "scrolls": Experiment(
@@ -270,15 +212,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         takes=("data", "tasks", "seeds", "settings"),
         claim="BiPE-RoPE is 3.98 above RoPE on average (as a later note reports).",
         lanes=_scrolls,
-        paper=(
-            *(
-                f"{EIGHT} train recipes/scrolls/paper.yaml --start runs/{scheme}-151m "
-                f"--data.scrolls.task {task} --out runs/{scheme}-{task}"
-                for task, scheme in product(SCROLLS, ("rope", "bipe-rope"))
-            ),
-            "bipe evaluate scrolls --model runs/SCHEME-TASK --data TASK --lengths 8192 --split test "
-            "--out runs/answers",
-        ),
         hardware=f"{BIG} {STARTED}",
     ),
     "theory": Experiment(
@@ -287,18 +220,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         claim="Absolute positions need a width of the order of (Q1 Q2)^2 for some two-level automata, and "
         "bilevel ones one of Q1^2 + Q2^2 (as recalled; about what exists, not about what training finds).",
         lanes=_theory,
-        paper=("bipe theory verify --automata 1000", "bipe theory size --states 2,3,4,5"),
         hardware="None: the paper proves and trains nothing. These build what it says exists.",
     ),
     "tasks": Experiment(
         title="Tasks of normal length, and RULER's that need no network",
-        takes=("data", "seeds", "settings"),
+        takes=("data", "tasks", "seeds", "settings"),
         claim="On tasks of normal length BiPE loses nothing against the encoding that it is built on.",
         lanes=_tasks,
-        paper=_evaluate_all(
-            BOTH,
-            f"harness --model {{model}} --tasks {NORMAL} --lengths 1024",
-        ),
         hardware=f"One accelerator. {STARTED}",
     ),
 }

@@ -27,7 +27,10 @@ def reproduce(
     ] = None,
     tasks: Annotated[
         list[str] | None,
-        typer.Option(help="Of scrolls: its tasks, by name (fetched from the hub) or as zip files."),
+        typer.Option(
+            help="Of scrolls: its tasks, by name (fetched from the hub) or as zip files. Of tasks: names of "
+            "lm-evaluation-harness, such as ruler_vt, which needs no network."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each model.", show_default="3")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
@@ -43,9 +46,11 @@ def reproduce(
     Writes page.md beside what each command leaves. The same command goes on where it was broken off. Settings
     of its recipes follow as --name value, such as --training.steps 1000.
     """
+    from bipe.data.sources import file_sizes
     from bipe.registry import choose
     from bipe.training.shipped import recipes_folder
     from bipe_cli.experiments import EXPERIMENTS
+    from bipe_cli.paper_size import PAPER_SIZE
     from bipe_cli.steps import Setup
 
     if name is None:
@@ -54,7 +59,13 @@ def reproduce(
         return
     experiment = choose("experiment", EXPERIMENTS, name)
     if paper_size:
-        typer.echo("\n".join((f"# {experiment.title}: {experiment.hardware}", *experiment.paper)))
+        if context.args:
+            raise ValueError(f"--paper-size runs nothing and reads no settings; got {context.args[0]}.")
+        commands = PAPER_SIZE[name]
+        typer.echo(f"# {experiment.title}: {experiment.hardware}")
+        if any("LLAMA" in command for command in commands):
+            typer.echo("# LLAMA stands for the folder or the hub's name of LLaMA's tokenizer.")
+        typer.echo("\n".join(commands))
         return
     if experiment.needs_test and not test:
         raise ValueError(f"{name} trains and tests models apart: name test text with --test.")
@@ -68,6 +79,8 @@ def reproduce(
         if given and option not in experiment.takes:
             what = f"--{option}" if option != "settings" else given[0]
             raise ValueError(f"{name} does not read {what}: leave it out.")
+    for source in (*(data or ()), *(test or ())):
+        file_sizes(source)  # an error now, and not after training
     folder = out or Path("runs") / name
     setup = Setup(
         folder,

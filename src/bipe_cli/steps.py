@@ -18,7 +18,7 @@ class Setup:
         test: test text; empty to hold out some of the training text.
         workers: runs at a time.
         seeds: of each model.
-        tasks: of SCROLLS, by name or as zip files; empty for two that are short.
+        tasks: of SCROLLS, by name or as zip files, empty for two that are short; or of the harness, by name.
         settings: further settings of comparisons and trainings, as `--name value`.
     """
 
@@ -131,8 +131,7 @@ class Experiment:
         title: what it is about.
         claim: what the paper says, and how sure that is.
         lanes: from the setup to lists of steps; those of a list follow each other, lists do not.
-        paper: the commands at the paper's size.
-        hardware: what those want.
+        hardware: what the commands of `paper_size` want.
         takes: options that it reads, among data, test, tasks, seeds and settings of recipes.
         needs_test: whether test text has to be named beside training text.
     """
@@ -140,7 +139,6 @@ class Experiment:
     title: str
     claim: str
     lanes: Callable[[Setup], list[list[Step]]]
-    paper: tuple[str, ...]
     hardware: str
     takes: tuple[str, ...] = ("data", "test", "seeds", "settings")
     needs_test: bool = False

@@ -64,10 +64,13 @@ def test_every_step_is_a_command_with_settings_that_exist(name: str, tmp_path: P
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
 def test_the_paper_size_names_what_exists(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made: set[str] = set()
     assert run(app, ["reproduce", name, "--paper-size"]) == 0
     hardware, *commands = capsys.readouterr().out.splitlines()
     assert hardware.startswith(f"# {EXPERIMENTS[name].title}: ") and commands
     for command in commands:
+        if command.startswith("# LLAMA stands for"):
+            continue
         parts = shlex.split(command)
         recipes = [part for part in parts if part.endswith(".yaml")]
         assert all((ROOT / recipe).is_file() for recipe in recipes), command
@@ -79,7 +82,15 @@ def test_the_paper_size_names_what_exists(name: str, capsys: pytest.CaptureFixtu
             recipe, *rest = parts[place + 1 :]
             at = rest.index("--out")
             load_recipe(ROOT / recipe, parse_overrides(rest[:at] + rest[at + 2 :]))
-        assert all(scheme in SCHEMES or scheme == "SCHEME" for scheme in options(parts, "--scheme"))
+        assert all(scheme in SCHEMES for scheme in options(parts, "--scheme"))
+        made |= set(options(parts, "--out")) if program in ("train", "extend") else set()
+        begun = options(parts, "--model") + options(parts, "--start")
+        assert all(model in made for model in begun) or "starts from the models of" in hardware, command
+    trained = [options(shlex.split(command), "--out")[0] for command in commands if " train " in command]
+    assert len(trained) == len(set(trained))
+    if name not in ("segments", "theory"):
+        measured = [options(shlex.split(c), "--model")[0] for c in commands if " evaluate " in c]
+        assert set(trained) <= set(measured), "each model is measured"
 
 
 def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +108,11 @@ def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> No
         (["segments", "--steps", "4"], "segments does not read --steps"),
         (["arithmetic", "--data", "nowhere"], "arithmetic does not read --data"),
         (["tasks", "--test", "nowhere"], "tasks does not read --test"),
+        (["scrolls", "--tasks", "nosuch"], "Unknown task of SCROLLS 'nosuch'"),
+        (["scrolls", "--tasks", "nowhere/qasper.zip"], "There is no file or folder 'nowhere/qasper.zip'"),
+        (["extension", "--test", "nowhere"], "No file or folder matches 'nowhere'"),
+        (["segments", "--data", "nowhere"], "No file or folder matches 'nowhere'"),
+        (["segments", "--paper-size", "--bogus", "1"], "reads no settings; got --bogus"),
     ],
 )
 def test_wrong_use_is_refused(arguments, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +182,6 @@ def test_a_comparison_is_run_and_told_of(text: Path, tmp_path: Path, monkeypatch
         "Tiny",
         "Nothing.",
         lambda it: [[it.compare(str(tmp_path / "tiny.yaml"), "both")]],
-        ("bipe train",),
         "None.",
     )
     monkeypatch.setitem(EXPERIMENTS, "tiny", tiny)
