@@ -1,5 +1,6 @@
 """Arithmetic as a task: who is right, and how sure that is."""
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from bipe import BipeConfig, BipeForCausalLM
 from bipe.data.arithmetic import EOS, EQUALS, PAD, ZERO, ArithmeticBlocks, arithmetic_tokenizer, longest
@@ -125,6 +127,18 @@ def test_scores_have_a_wilson_interval_and_say_what_they_were_measured_on() -> N
     tokens = [len(blocks.problem(n)) for n in range(40)]
     assert score.tokens_per_segment == pytest.approx(sum(tokens) / (40 * 4))
     assert score.offsets_beyond_trained == 0
+
+
+def test_longer_problems_are_solved_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """transformers would remind of the trained length, once a process."""
+    cast("Any", transformers_logging.warning_once).cache_clear()
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        score_arithmetic(random_model(), [8], 4, run=Run("bipe-rope"))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_offsets_longer_than_the_trained_ones_are_counted() -> None:

@@ -6,7 +6,10 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from bipe.models.checkpoint import quiet_transformers
 
+
+@quiet_transformers()  # or each text beyond the trained length would be told of
 def greedy(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, *, eos: int, pad: int
 ) -> list[list[int]]:
