@@ -93,16 +93,20 @@ def reproduce(
         context.args,
     )
     lanes = experiment.lanes(setup)
-    _run(lanes, folder, workers)
-    _write_page(experiment, lanes, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    before = _seconds_of_children()
+    try:
+        _run(lanes, workers)
+    finally:
+        seconds = _add_up(folder / "cpu_seconds", _seconds_of_children() - before)
+    _write_page(experiment, lanes, folder, seconds)
     typer.echo(folder / "page.md")
 
 
-def _run(lanes: "Sequence[Sequence[Step]]", folder: Path, workers: int) -> None:
+def _run(lanes: "Sequence[Sequence[Step]]", workers: int) -> None:
     """Do the steps, several lists of them at a time; what a step has left already is kept."""
     from concurrent.futures import ThreadPoolExecutor, as_completed
 
-    folder.mkdir(parents=True, exist_ok=True)
     failed = Event()
     with ThreadPoolExecutor(workers) as pool:
         followed = [pool.submit(_follow, lane, failed, workers) for lane in lanes]
@@ -112,6 +116,19 @@ def _run(lanes: "Sequence[Sequence[Step]]", folder: Path, workers: int) -> None:
         except BaseException:
             failed.set()  # steps under way end, or are ended by the same Ctrl-C; no other is begun
             raise
+
+
+def _seconds_of_children() -> float:
+    """The processor time of all commands that ended, those of their own workers with them."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _add_up(path: Path, seconds: float) -> float:
+    """Keep the sum over all times that this was run."""
+    seconds += float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+    path.write_text(f"{seconds:.1f}\n", encoding="utf-8")
+    return seconds
 
 
 def _follow(lane: "Sequence[Step]", failed: Event, workers: int) -> None:
@@ -154,7 +171,9 @@ def _do(step: "Step", workers: int) -> None:
         raise RuntimeError(f"This command failed with status {status}: {step}")
 
 
-def _write_page(experiment: "Experiment", lanes: "Sequence[Sequence[Step]]", folder: Path) -> None:
+def _write_page(
+    experiment: "Experiment", lanes: "Sequence[Sequence[Step]]", folder: Path, seconds: float
+) -> None:
     from bipe.report.experiment import write_experiment
 
     steps = [step for lane in lanes for step in _taken(lane)]
@@ -171,4 +190,5 @@ def _write_page(experiment: "Experiment", lanes: "Sequence[Sequence[Step]]", fol
         comparisons,
         rows,
         [str(step) for step in steps],
+        seconds,
     )

@@ -141,7 +141,10 @@ def test_segments_are_counted_from_one_command(text: Path, tmp_path: Path, monke
     assert "bipe segment text.txt --rule sentence --statistics" in page
     capfd.readouterr()
     rows.unlink()
+    seconds = float((tmp_path / "out" / "cpu_seconds").read_text())
+    assert seconds > 1 and f"{seconds / 60:.1f} CPU-minutes" in page
     assert run(app, command) == 0
+    assert float((tmp_path / "out" / "cpu_seconds").read_text()) > 1.1 * seconds, "the sum of both"
     given = [line for line in capfd.readouterr().err.splitlines() if line.startswith("$ ")]
     assert [options(shlex.split(line), "--rule") for line in given] == [["line"]], (
         "only what is missing is done"
@@ -197,7 +200,7 @@ def test_a_comparison_is_run_and_told_of(text: Path, tmp_path: Path, monkeypatch
 
 def test_a_step_that_fails_ends_the_experiment(tmp_path: Path, monkeypatch, capfd) -> None:
     lanes = [[Step("segment", f"{name}.txt"), Step("segment", "later.txt")] for name in ("nowhere", "other")]
-    failing = Experiment("Failing", "Nothing.", lambda _: lanes, ("bipe segment",), "None.")
+    failing = Experiment("Failing", "Nothing.", lambda _: lanes, "None.")
     monkeypatch.setitem(experiments.EXPERIMENTS, "failing", failing)
     assert run(app, ["reproduce", "failing", "--out", str(tmp_path / "out")]) == 1
     said = capfd.readouterr().err

@@ -94,7 +94,7 @@ def test_the_chart_shows_what_was_measured() -> None:
 
 
 def test_the_page_has_chart_and_tables(tmp_path: Path) -> None:
-    write_experiment(tmp_path / "page.md", "Automata", "Nothing.", [], made(), ["bipe theory learn"])
+    write_experiment(tmp_path / "page.md", "Automata", "Nothing.", [], made(), ["bipe theory learn"], 90.0)
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "(learned.png)" in page and (tmp_path / "learned.png").read_bytes().startswith(b"\x89PNG")
     assert "## Smallest width that is right after 99.0 % of the symbols" in page

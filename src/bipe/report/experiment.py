@@ -28,6 +28,7 @@ def write_experiment(
     comparisons: Sequence[Path],
     rows: Sequence[Record],
     commands: Sequence[str],
+    seconds: float,
 ) -> None:
     """Write the page of an experiment.
 
@@ -38,6 +39,7 @@ def write_experiment(
         comparisons: folders of comparisons that belong to it, beside the file.
         rows: what other commands printed.
         commands: all of them, in order.
+        seconds: of processor time that they took.
     """
     parts = [f"# {title}", f"{date.today().isoformat()}. {claim}"]
     if len(comparisons) > 1:
@@ -55,7 +57,8 @@ def write_experiment(
     parts += _tables([row for row in rows if row.get("task") != AUTOMATON])
     parts += _histograms(rows, path.parent)
     listed = "\n".join(f"    {command}" for command in commands)
-    parts += ["## Commands", listed, _machine()]
+    cost = f"{seconds / 3600:.1f} CPU-hours." if seconds >= 3600 else f"{seconds / 60:.1f} CPU-minutes."
+    parts += ["## Commands", listed, _machine(), cost]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
