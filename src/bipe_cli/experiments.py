@@ -227,6 +227,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         takes=("data", "tasks", "seeds", "settings"),
         claim="On tasks of normal length BiPE loses nothing against the encoding that it is built on.",
         lanes=_tasks,
-        hardware=f"One accelerator. {STARTED}",
+        hardware=f"One accelerator. Texts come from the hub, some of RULER's too. {STARTED}",
     ),
 }

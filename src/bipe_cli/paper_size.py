@@ -13,7 +13,8 @@ BASES = ("rope", "alibi", "bipe-rope", "bipe-alibi")
 TASKS = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "contract_nli", "quality", "narrative_qa")
 NORMAL = "hellaswag,piqa,winogrande,race,boolq,truthfulqa_mc1"
 # The whole stream, as tokens on a disk that all runs share.
-PILE = "--data.tokenizer LLAMA --data.max_documents null --data.store runs/pile"
+STREAM = "--data.max_documents null --data.store runs/pile"
+PILE = f"--data.tokenizer LLAMA {STREAM}"
 
 
 def _train(arms: Mapping[str, str], size: str = "151m", launch: str = EIGHT) -> Iterable[str]:
@@ -43,8 +44,10 @@ def _sized(names: Iterable[str], size: str = "151m") -> list[str]:
 
 def _arithmetic() -> Iterable[str]:
     heads = "--model.num_attention_heads 8"  # which scale 96 wants
-    arms = {f"{name}-{width}": (f"--scheme {name}", width) for width, name in product((48, 64, 256), SCHEMES)}
-    arms |= {f"bipe-alibi-{width}": (f"--scheme bipe-alibi {heads}", width) for width in (48, 64, 256)}
+    arms = {
+        f"{name}-{width}": (f"--scheme {name} {heads if name == 'bipe-alibi' else ''}".strip(), width)
+        for width, name in product((48, 64, 256), SCHEMES)
+    }
     for name, options in {
         "bipe-alibi-1": "--scheme bipe-alibi --model.inter '{type: alibi, scale: 1.0}'",
         "bipe-alibi-auto": "--scheme bipe-alibi-auto",
@@ -103,7 +106,8 @@ def _extension() -> Iterable[str]:
     for scheme, method in product(("rope", "bipe-rope"), ("yarn", "linear")):
         model, extended = f"{scheme}-151m", f"{scheme}-151m-{method}"
         yield f"bipe extend --model runs/{model} --method {method} --factor 16 --out runs/{extended}"
-        yield f"{EIGHT} train recipes/extension/paper.yaml --start runs/{extended} --out runs/{extended}-500"
+        further = f"train recipes/extension/paper.yaml --start runs/{extended} {STREAM}"
+        yield f"{EIGHT} {further} --out runs/{extended}-500"
         models += [extended, f"{extended}-500"]
     lengths = "1024,2048,4096,8192,16384"
     yield from _curves(["rope-151m", "bipe-rope-151m", *models], "same_targets", lengths)

@@ -48,6 +48,7 @@ def reproduce(
     """
     from bipe.data.sources import file_sizes
     from bipe.registry import choose
+    from bipe.storage import write_whole
     from bipe.training.shipped import recipes_folder
     from bipe_cli.experiments import EXPERIMENTS
     from bipe_cli.paper_size import PAPER_SIZE
@@ -94,11 +95,17 @@ def reproduce(
     )
     lanes = experiment.lanes(setup)
     folder.mkdir(parents=True, exist_ok=True)
-    before = _seconds_of_children()
+    record = folder / "cpu_seconds"
+    earlier, before = _seconds_of(record), _seconds_of_children()
+    if earlier is None and not any(step.is_done for lane in lanes for step in lane):
+        earlier = 0.0
+    seconds = None
     try:
         _run(lanes, workers)
     finally:
-        seconds = _add_up(folder / "cpu_seconds", _seconds_of_children() - before)
+        if earlier is not None:
+            seconds = earlier + _seconds_of_children() - before
+            write_whole(record, f"{seconds:.1f}\n")
     _write_page(experiment, lanes, folder, seconds)
     typer.echo(folder / "page.md")
 
@@ -124,11 +131,12 @@ def _seconds_of_children() -> float:
     return times.children_user + times.children_system
 
 
-def _add_up(path: Path, seconds: float) -> float:
-    """Keep the sum over all times that this was run."""
-    seconds += float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
-    path.write_text(f"{seconds:.1f}\n", encoding="utf-8")
-    return seconds
+def _seconds_of(record: Path) -> float | None:
+    """What earlier runs of the command took, or None where that is not known."""
+    try:
+        return float(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _follow(lane: "Sequence[Step]", failed: Event, workers: int) -> None:
@@ -172,7 +180,7 @@ def _do(step: "Step", workers: int) -> None:
 
 
 def _write_page(
-    experiment: "Experiment", lanes: "Sequence[Sequence[Step]]", folder: Path, seconds: float
+    experiment: "Experiment", lanes: "Sequence[Sequence[Step]]", folder: Path, seconds: float | None
 ) -> None:
     from bipe.report.experiment import write_experiment
 

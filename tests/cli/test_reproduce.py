@@ -9,11 +9,13 @@ import typer
 import yaml
 
 from bipe.comparison import Comparison
+from bipe.data.scrolls import SCROLLS
 from bipe.models import SCHEMES
 from bipe.training import load_recipe, parse_overrides, read_settings
 from bipe_cli import experiments
 from bipe_cli.experiments import EXPERIMENTS
 from bipe_cli.main import app, run
+from bipe_cli.paper_size import PAPER_SIZE, TASKS
 from bipe_cli.steps import Experiment, Setup, Step
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -64,7 +66,10 @@ def test_every_step_is_a_command_with_settings_that_exist(name: str, tmp_path: P
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
 def test_the_paper_size_names_what_exists(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    made: set[str] = set()
+    earlier = (
+        PAPER_SIZE["extrapolation"] if "`bipe reproduce extrapolation" in EXPERIMENTS[name].hardware else ()
+    )
+    made = {folder for command in earlier for folder in options(shlex.split(command), "--out")}
     assert run(app, ["reproduce", name, "--paper-size"]) == 0
     hardware, *commands = capsys.readouterr().out.splitlines()
     assert hardware.startswith(f"# {EXPERIMENTS[name].title}: ") and commands
@@ -85,12 +90,16 @@ def test_the_paper_size_names_what_exists(name: str, capsys: pytest.CaptureFixtu
         assert all(scheme in SCHEMES for scheme in options(parts, "--scheme"))
         made |= set(options(parts, "--out")) if program in ("train", "extend") else set()
         begun = options(parts, "--model") + options(parts, "--start")
-        assert all(model in made for model in begun) or "starts from the models of" in hardware, command
+        assert all(model in made for model in begun), command
     trained = [options(shlex.split(command), "--out")[0] for command in commands if " train " in command]
     assert len(trained) == len(set(trained))
     if name not in ("segments", "theory"):
         measured = [options(shlex.split(c), "--model")[0] for c in commands if " evaluate " in c]
         assert set(trained) <= set(measured), "each model is measured"
+
+
+def test_the_paper_size_of_scrolls_has_all_its_tasks() -> None:
+    assert set(TASKS) == set(SCROLLS)
 
 
 def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +154,9 @@ def test_segments_are_counted_from_one_command(text: Path, tmp_path: Path, monke
     assert seconds > 1 and f"{seconds / 60:.1f} CPU-minutes" in page
     assert run(app, command) == 0
     assert float((tmp_path / "out" / "cpu_seconds").read_text()) > 1.1 * seconds, "the sum of both"
+    (tmp_path / "out" / "cpu_seconds").write_text("")  # as a kill may leave it
+    assert run(app, command) == 0
+    assert "CPU-" not in (tmp_path / "out" / "page.md").read_text(encoding="utf-8"), "not known any more"
     given = [line for line in capfd.readouterr().err.splitlines() if line.startswith("$ ")]
     assert [options(shlex.split(line), "--rule") for line in given] == [["line"]], (
         "only what is missing is done"

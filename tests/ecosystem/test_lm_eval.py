@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bipe import BipeConfig, BipeForCausalLM
 from bipe.data.tokens import train_tokenizer
+from bipe.evaluation.ruler import NEEDS
 from bipe_cli.main import app, run
 
 pytest.importorskip("lm_eval")
@@ -129,15 +131,16 @@ def test_evaluate_harness_gives_the_model_the_context_that_it_says(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"text": "The cat sat on the mat. It saw a dog, and ran. A red house stood there. Nobody"}]
+    direct = {
+        length: evaluate(folder, tmp_path, "loglikelihood_rolling", ROLLING, rows, length)["results"]["ours"]
+        for length in (12, 4)
+    }
+    expected = {length: found["word_perplexity,none"] for length, found in direct.items()}
+    assert abs(expected[4] / expected[12] - 1) > 1e-3
     command = ["evaluate", "harness", "--model", str(folder), "--include", str(tmp_path / "tasks")]
-    found = {}
-    for length in (4, 12):
-        direct = evaluate(folder, tmp_path, "loglikelihood_rolling", ROLLING, rows, length)["results"]["ours"]
-        assert run(app, [*command, "--tasks", "ours", "--lengths", str(length), "--json"]) == 0
-        (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-        assert row["value"] == pytest.approx(direct["word_perplexity,none"], rel=1e-5)
-        found[length] = row["value"]
-    assert abs(found[4] / found[12] - 1) > 1e-3
+    assert run(app, [*command, "--tasks", "ours", "--lengths", "4", "--json"]) == 0
+    (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert row["value"] == pytest.approx(expected[4], rel=1e-5)
 
 
 def test_evaluate_harness_says_what_it_needs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +151,10 @@ def test_evaluate_harness_says_what_it_needs(folder: Path, capsys: pytest.Captur
         (["--tasks", "helaswag", "--lengths", "64"], "has no task 'helaswag'"),
         (["--tasks", "hellaswag", "--lengths", "0"], "context length must be at least 1; got 0"),
         (["--tasks", "ours", "--lengths", "64", "--include", "nowhere"], "nowhere is none"),
-        (["--tasks", "ruler_vt", "--lengths", "4096"], "RULER allows 470: this tokenizer's tokens are too"),
+        (
+            ["--tasks", "ruler_vt", "--lengths", "4096"],
+            "and RULER allows 470: this tokenizer's tokens are too",
+        ),
     ):
         assert run(app, [*command, *more]) == 2
         assert message in capsys.readouterr().err
@@ -168,18 +174,37 @@ def test_rulers_own_texts_are_made_and_answered_offline(
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     BipeForCausalLM(BipeConfig.from_scheme("bipe-alibi", tokenizer, **sizes)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    command = ["evaluate", "harness", "--model", str(tmp_path), "--tasks", "ruler_vt", "--max-windows", "1"]
-    assert run(app, [*command, "--lengths", "4096", "--json"]) == 0
+    command = ["evaluate", "harness", "--model", str(tmp_path), "--max-windows", "1", "--json"]
+    needed = 0
+    for tasks in ("ruler_fwe", "ruler_cwe", "ruler", "longcxt", "ruler_vt"):
+        assert run(app, [*command, "--tasks", tasks, "--lengths", "64"]) == 2
+        told = re.search(r"has up to ([\d,]+) tokens of .* does not fit into 64", capsys.readouterr().err)
+        assert told
+        needed = int(told[1].replace(",", ""))
+    length = needed + 40  # since what is needed is of random texts; what then is said to fit does
+    assert run(app, [*command, "--tasks", "ruler_vt", "--lengths", str(length)]) == 0
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (row["protocol"], row["metric"], row["length"], row["windows"]) == ("ruler_vt", "4096", 4096, 1)
+    expected = ("ruler_vt", str(length), length, 1)
+    assert (row["protocol"], row["metric"], row["length"], row["windows"]) == expected
     assert 0 <= row["value"] <= 1
-    command = command[:-2]
-    for tasks in ("ruler_vt", "ruler_cwe", "ruler"):
-        command[-1] = tasks
-        assert run(app, [*command, "--lengths", "256"]) == 2
-        told = capsys.readouterr().err
-        assert "tokens of this tokenizer, with its answer, and does not fit into 256" in told
-    # What it says fits does.
-    needed = told.partition(" has ")[2].partition(" tokens")[0].replace(",", "")
-    command[-1] = "ruler_vt"
-    assert run(app, [*command, "--max-windows", "1", "--lengths", str(int(needed) + 30)]) == 0
+
+
+@pytest.mark.parametrize("vocabulary", [400, 2000])
+def test_rulers_texts_fit_where_they_are_said_to(vocabulary: int) -> None:
+    """Its own maker, which would not come back: with short tokens, and with one for each word."""
+    pytest.importorskip("wonderwords")
+    from lm_eval.tasks.ruler import cwe_utils, vt_utils
+
+    noise = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
+    tokenizer = train_tokenizer([noise * 3 + vt_utils.TEMPLATE + cwe_utils.TEMPLATE] * 3, vocabulary)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text).input_ids)
+
+    length = NEEDS["ruler_vt"](count, 0)
+    (example,) = vt_utils.sys_vartrack_w_noise_random(tokenizer, 1, 500, incremental=5)
+    for made in vt_utils.sys_vartrack_w_noise_random(tokenizer, 5, length, icl_example=example):
+        assert made["length"] <= length and made["input"].count(noise.strip()) >= 10
+    length = NEEDS["ruler_cwe"](count, 1024)
+    for made in cwe_utils.sys_word_pair_random(5, length, tokenizer):
+        assert made["length"] <= length and len(made["outputs"]) == 10

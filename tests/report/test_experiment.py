@@ -23,7 +23,7 @@ def test_comparisons_of_several_widths_are_charted(widths: tuple[int, int], tmp_
     folders = [comparison(tmp_path / name, width, 0.25) for name, width in zip("ab", widths, strict=True)]
     write_experiment(tmp_path / "page.md", "Arithmetic", "Nothing.", folders, [], ["bipe compare"], 9000.0)
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert page.endswith("\n\n2.5 CPU-hours.\n")
+    assert page.endswith("\n\nThese commands took 2.5 CPU-hours.\n")
     assert "| rope | 25.0 % | 25.0 % |" in page
     differ = len(set(widths)) > 1
     assert ("(widths.png)" in page) is differ and (tmp_path / "widths.png").is_file() is differ

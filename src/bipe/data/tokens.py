@@ -141,7 +141,9 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
             return_token_type_ids=False,
             verbose=False,  # or each long text would warn that it exceeds model_max_length
         )["input_ids"]
-    except Exception as error:  # tokenizers has no class of its own for a symbol without an id
+    except Exception as error:
+        if type(error) is not Exception:  # the one that tokenizers has for a symbol without an id
+            raise
         raise ValueError(f"The text cannot be cut into tokens of this tokenizer: {error}.") from error
 
 

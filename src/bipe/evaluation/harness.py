@@ -6,12 +6,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase
-
 from bipe.data.tokens import plain_ids
 from bipe.models.checkpoint import Checkpoint, quiet_transformers
 
 from .base import Run, Score
+from .ruler import refuse_too_short
 
 NORMAL_INTERVAL = 1.96
 """Standard errors on either side of a value that make a 95 % interval."""
@@ -62,11 +61,11 @@ def score_harness(
     if tokenizer.eos_token_id is None:
         raise ValueError("The harness ends texts with the tokenizer's eos, and this one has none.")
     plain_ids(tokenizer, ["A text of words."])
+    refuse_too_short(tasks, tokenizer, length)
     metadata = {"tokenizer": str(checkpoint.directory), "max_seq_lengths": [length]}
     manager = TaskManager(include_path=None if include is None else str(include), metadata=metadata)
     if unknown := [name for name in tasks if name not in manager.all_tasks]:
         raise ValueError(f"lm-evaluation-harness has no task {unknown[0]!r}; `lm-eval ls tasks` lists them.")
-    _refuse_endless(tasks, tokenizer, length)
     batch = 1 if model.device.type == "cpu" else 8
     # Its decorators hide the parameters of both from a type checker.
     wrap, evaluate = cast("Any", huggingface.HFLM), cast("Any", evaluator.simple_evaluate)
@@ -89,49 +88,6 @@ def score_harness(
         for name, measured in found["results"].items()
         for metric in _metrics(measured)
     ]
-
-
-def _refuse_endless(tasks: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> None:
-    """Tell where RULER would look forever for a text that fits: its makers of two tasks have no way out."""
-    for task, needed_by in (("ruler_vt", _variables_need), ("ruler_cwe", _words_need)):
-        if not {task, "ruler"} & set(tasks):
-            continue
-        try:
-            needed = needed_by(tokenizer, length)
-        except ImportError as error:  # of what the task needs beside the harness
-            raise ValueError(str(error)) from error
-        if needed > length:
-            raise ValueError(
-                f"The shortest text of {task} has {needed:,} tokens of this tokenizer, with its answer, and "
-                f"does not fit into {length:,}: give greater --lengths."
-            )
-
-
-def _variables_need(tokenizer: PreTrainedTokenizerBase, _: int) -> int:
-    """Tokens of the shortest text of `ruler_vt`: the example before it, ten lines of noise, the answer."""
-    from lm_eval.tasks.ruler import vt_utils
-
-    room, allowed = vt_utils.CONFIG["variable_tracking"]["tokens_to_generate"], 500
-    example, shown = vt_utils.generate_input_output(5, 1, 4, is_icl=True)
-    text, wanted = vt_utils.generate_input_output(10, 1, 4)
-    told = [example, f"{example} {' '.join(shown)}\n\n", f"{text} {wanted}"]  # its list as Python writes it
-    alone, before, after = map(len, plain_ids(tokenizer, told))
-    if alone + room > allowed:
-        raise ValueError(
-            f"The example that ruler_vt begins with has {alone} tokens of this tokenizer, and RULER allows "
-            f"{allowed - room}: this tokenizer's tokens are too short for it at any length."
-        )
-    return before + after + room
-
-
-def _words_need(tokenizer: PreTrainedTokenizerBase, length: int) -> int:
-    """Tokens of the shortest text of `ruler_cwe`: an example, ten words over and over, the answer."""
-    from lm_eval.tasks.ruler import cwe_utils
-
-    example, text, words = cwe_utils.generate_input_output(10, length)
-    answer = " ".join(f"{n}. {word}" for n, word in enumerate(words, start=1))
-    (ids,) = plain_ids(tokenizer, [f"{example}\n{text} {answer}"])
-    return len(ids) + cwe_utils.CONFIG["tokens_to_generate"]
 
 
 def _metrics(measured: dict[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ def write_experiment(
     comparisons: Sequence[Path],
     rows: Sequence[Record],
     commands: Sequence[str],
-    seconds: float,
+    seconds: float | None,
 ) -> None:
     """Write the page of an experiment.
 
@@ -39,7 +39,7 @@ def write_experiment(
         comparisons: folders of comparisons that belong to it, beside the file.
         rows: what other commands printed.
         commands: all of them, in order.
-        seconds: of processor time that they took.
+        seconds: of processor time that they took, in all runs of the experiment; None if not known.
     """
     parts = [f"# {title}", f"{date.today().isoformat()}. {claim}"]
     if len(comparisons) > 1:
@@ -57,8 +57,10 @@ def write_experiment(
     parts += _tables([row for row in rows if row.get("task") != AUTOMATON])
     parts += _histograms(rows, path.parent)
     listed = "\n".join(f"    {command}" for command in commands)
-    cost = f"{seconds / 3600:.1f} CPU-hours." if seconds >= 3600 else f"{seconds / 60:.1f} CPU-minutes."
-    parts += ["## Commands", listed, _machine(), cost]
+    parts += ["## Commands", listed, _machine()]
+    if seconds is not None:
+        spent = f"{seconds / 3600:.1f} CPU-hours" if seconds >= 3600 else f"{seconds / 60:.1f} CPU-minutes"
+        parts.append(f"These commands took {spent}.")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
