@@ -113,8 +113,8 @@ def _scrolls(setup: Setup) -> list[list[Step]]:
 
 
 def _tasks(setup: Setup) -> list[list[Step]]:
-    both = {"ruler": "ruler_vt,ruler_fwe", "normal": NORMAL}  # the second from the hub
-    groups = {"named": ",".join(setup.tasks)} if setup.tasks else both
+    both = {"ruler": ("ruler_vt,ruler_fwe", "2048"), "normal": (NORMAL, "1024")}  # the second from the hub
+    groups = {"named": (",".join(setup.tasks), "2048")} if setup.tasks else both
 
     def lane(name: str, model: Step) -> list[Step]:
         harness = ("evaluate", "harness", "--model", str(setup.out / name), "--max-windows", "200")
@@ -122,11 +122,11 @@ def _tasks(setup: Setup) -> list[list[Step]]:
             model,
             *(
                 Step(
-                    *(*harness, "--tasks", tasks, "--lengths", "1024"),
+                    *(*harness, "--tasks", tasks, "--lengths", length),
                     rows=setup.out / f"{name}-{group}.jsonl",
                     arm=name.rpartition("-")[0],
                 )
-                for group, tasks in groups.items()
+                for group, (tasks, length) in groups.items()
             ),
         ]
 

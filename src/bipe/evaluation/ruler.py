@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-DRAWS = 20
-MARGIN = 30
+DRAWS = 50
+MARGIN = 10
 """Tokens by which a text may be longer than the longest of so many draws."""
 EXAMPLE = 500
 """Tokens that `ruler_vt` allows the example before its texts, with its answer."""
@@ -66,8 +66,11 @@ def _variables(count: Count, _: int) -> int:
             f"The example that ruler_vt begins with has up to {shown} tokens of this tokenizer, and RULER "
             f"allows {EXAMPLE - room}: this tokenizer's tokens are too short for it at any length."
         )
-    # RULER makes the example as long as it allows.
-    return EXAMPLE - room + max(islice(draws(10), DRAWS)) + room + MARGIN
+    lines = 5
+    while min(islice(draws(lines + 5, is_icl=True), DRAWS)) + room <= EXAMPLE:
+        lines += 5  # as long as RULER allows
+        shown = max(islice(draws(lines, is_icl=True), DRAWS))
+    return shown + max(islice(draws(10), DRAWS)) + room + MARGIN
 
 
 def _common_words(count: Count, length: int) -> int:
