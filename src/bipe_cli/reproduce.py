@@ -94,11 +94,9 @@ def reproduce(
         context.args,
     )
     lanes = experiment.lanes(setup)
+    record, is_begun = folder / "cpu_seconds", folder.is_dir() and any(folder.iterdir())
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "cpu_seconds"
-    earlier, before = _seconds_of(record), _seconds_of_children()
-    if earlier is None and not any(step.is_done for lane in lanes for step in lane):
-        earlier = 0.0
+    earlier, before = _seconds_of(record) if is_begun else 0.0, _seconds_of_children()
     seconds = None
     try:
         _run(lanes, workers)
