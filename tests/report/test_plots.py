@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bipe.report.axes import CONTEXT, Shape, spread
+from bipe.report.convergence import convergence_figure, convergence_panels_figure
 from bipe.report.palette import COLOURS, scheme_styles, theme_css
 from bipe.report.plots import (
-    convergence_figure,
-    convergence_panels_figure,
     length_curve_figure,
     perplexity_curves,
     place_figure,

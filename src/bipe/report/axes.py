@@ -34,6 +34,29 @@ def canvas(shape: Shape) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def panels_of(
+    lines: Iterable[tuple[str, int]], styles: Mapping[str, Style], shape: Shape
+) -> tuple[Figure, dict[str, Axes]]:
+    """Make a panel with its title for every scheme of the lines, all on the same axes."""
+    schemes = list(dict.fromkeys(scheme for scheme, _ in lines))
+    columns = min(len(schemes), 4 if shape == "wide" else 2)
+    rows = math.ceil(len(schemes) / columns)
+    figure = Figure(
+        figsize=(10, 0.5 + 2.1 * rows) if shape == "wide" else (4.4, 0.5 + 1.75 * rows), layout="constrained"
+    )
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for n, axes in enumerate(grid):
+        if n >= len(schemes):
+            axes.remove()
+            continue
+        dress(axes)
+        below = n + columns < len(schemes)
+        axes.tick_params(labelbottom=not below, labelleft=n % columns == 0)
+        colour = styles[schemes[n]].colour
+        axes.set_title(schemes[n], loc="left", fontsize=FONT, color=colour, weight="bold", parse_math=False)
+    return figure, dict(zip(schemes, figure.axes, strict=True))
+
+
 def dress(axes: Axes) -> None:
     """Grid, ticks and frame as all charts have them."""
     axes.patch.set_visible(False)

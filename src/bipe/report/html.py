@@ -13,13 +13,12 @@ from matplotlib.figure import Figure
 
 from bipe.evaluation.passkey import CHANCE
 from bipe.evaluation.windows import ENOUGH_WINDOWS
+from bipe.report.convergence import convergence_figure, convergence_panels_figure
 from bipe.report.ends import ends_figure
 from bipe.report.folder import Run, missing_runs, read_run
 from bipe.report.pages import render
 from bipe.report.palette import Style, scheme_styles
 from bipe.report.plots import (
-    convergence_figure,
-    convergence_panels_figure,
     length_curve_figure,
     metric_curves,
     perplexity_curves,
