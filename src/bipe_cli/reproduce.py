@@ -44,7 +44,8 @@ def reproduce(
     """Run an experiment of the paper at a size for a CPU, and write its page.
 
     Writes page.md beside what each command leaves. The same command goes on where it was broken off. Settings
-    of its recipes follow as --name value, such as --training.steps 1000.
+    of its recipes follow as --name value, such as --training.steps 1000 (of scrolls, of the training on text
+    and not of the fine-tuning).
     """
     from bipe.data.sources import file_sizes
     from bipe.registry import choose

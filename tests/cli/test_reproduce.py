@@ -129,6 +129,13 @@ def test_wrong_use_is_refused(arguments, said: str, capsys: pytest.CaptureFixtur
     assert said in capsys.readouterr().err
 
 
+def test_test_text_that_is_missing_is_found_before_training(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert run(app, ["reproduce", "extension", "--test", str(tmp_path), "--out", str(out)]) != 0
+    assert f"No document was found in '{tmp_path}'; folders are searched" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"

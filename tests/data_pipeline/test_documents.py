@@ -92,8 +92,13 @@ class TestSources:
     def test_folder_without_text_says_what_is_looked_for(self, tmp_path: Path) -> None:
         write(tmp_path, image_png="no text")
         with pytest.raises(
-            ValueError, match=r"No text is left of '.*'\. No document was found.*\.txt \.md .*\.parquet"
+            ValueError, match=r"No document was found in '.*'; folders.*\.txt \.md .*\.parquet"
         ):
+            load_documents(str(tmp_path))
+
+    def test_file_without_documents(self, tmp_path: Path) -> None:
+        write(tmp_path, a_jsonl="")
+        with pytest.raises(ValueError, match=r"No text is left of '.*'\. No document was found\."):
             load_documents(str(tmp_path))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from .sources import READERS, Entry, read_entries
+from .sources import Entry, read_entries
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def load_documents(sources: str | Sequence[str], *, limit: int | None = None) ->
     documents = [Document(name, text) for name, text in entries if text and not text.isspace()]
     skipped = _describe_skipped(entries)
     if not documents:
-        raise ValueError(f"No text is left of {', '.join(map(repr, named))}. {skipped or _looked_for()}")
+        raise ValueError(
+            f"No text is left of {', '.join(map(repr, named))}. {skipped or 'No document was found.'}"
+        )
     if skipped:
         warnings.warn(skipped, stacklevel=2)
     return documents
@@ -135,10 +137,6 @@ def _describe_skipped(entries: Sequence[Entry]) -> str:
 def _first_names(names: Sequence[str], most: int = 10) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _looked_for() -> str:
-    return f"No document was found; folders are searched for {' '.join(READERS)}."
 
 
 def _name_hash(name: str) -> float:

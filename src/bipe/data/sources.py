@@ -33,7 +33,7 @@ def file_sizes(source: str) -> list[tuple[str, int]]:
     """Name and bytes of every file that a source stands for; of data sets and the standard library none.
 
     Raises:
-        ValueError: the source does not exist.
+        ValueError: the source does not exist, or is a folder without text.
     """
     if source == "stdlib" or source.startswith("hf:"):
         return []
@@ -58,8 +58,13 @@ def _find_files(source: str) -> list[tuple[str, Path]]:
     if path.is_file():
         return [(path.name, path)]
     if path.is_dir():
-        found = (file for file in path.rglob("*") if file.suffix.lower() in READERS and file.is_file())
-        return _named_below(path, [file for file in found if not _is_hidden(file.relative_to(path))])
+        files = (file for file in path.rglob("*") if file.suffix.lower() in READERS and file.is_file())
+        visible = [file for file in files if not _is_hidden(file.relative_to(path))]
+        if not visible:
+            raise ValueError(
+                f"No document was found in {source!r}; folders are searched for {' '.join(READERS)}."
+            )
+        return _named_below(path, visible)
     matched = [Path(match) for match in glob.glob(source, recursive=True)]
     if not matched:
         raise ValueError(
