@@ -60,11 +60,10 @@ def _extension(setup: Setup) -> list[list[Step]]:
 
 def _segments(setup: Setup) -> list[list[Step]]:
     """Of every rule, on each text by itself."""
-    lengths = ("--statistics", "--lengths", "256,512,1024,2048,4096,8192")
     return [
         [
             Step(
-                *("segment", source, "--rule", rule, *lengths),
+                *("segment", source, "--rule", rule, "--statistics"),
                 rows=setup.out / f"{re.sub('[^A-Za-z0-9.]+', '_', source).strip('_')}-{rule}.jsonl",
                 arm=f"{source}, {rule}",
             )

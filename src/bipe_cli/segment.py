@@ -33,7 +33,7 @@ def segment(
     lengths: Annotated[
         str | None,
         typer.Option(
-            help="Text lengths for --statistics, in tokens. Default: those of 128,512,2048 that fit."
+            help="Text lengths for --statistics, in tokens. Default: those of 256, 512, ... 8192 that fit."
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the segments as a page to this file.")] = None,

@@ -109,7 +109,7 @@ def test_impossible_lengths_are_refused(lengths: list[int], message: str) -> Non
 
 
 def test_fitting_lengths_are_never_empty() -> None:
-    assert fitting_lengths([torch.zeros(512)]) == [128, 512]
+    assert fitting_lengths([torch.zeros(512)]) == [256, 512]
     assert fitting_lengths([torch.zeros(5), torch.zeros(7)]) == [7]
     with pytest.raises(ValueError, match="The documents hold no tokens"):
         fitting_lengths([torch.zeros(0)])

@@ -101,11 +101,13 @@ def segment_statistics(
     }
 
 
-def fitting_lengths(documents: Sequence[Tensor], lengths: Sequence[int] = (128, 512, 2048)) -> list[int]:
+def fitting_lengths(
+    documents: Sequence[Tensor], lengths: Sequence[int] = (256, 512, 1024, 2048, 4096, 8192)
+) -> list[int]:
     """Return the lengths that the longest document has room for, or that document's own length if none fits.
 
     >>> fitting_lengths([torch.zeros(600), torch.zeros(90)])
-    [128, 512]
+    [256, 512]
 
     Raises:
         ValueError: all documents are empty.
