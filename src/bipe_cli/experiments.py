@@ -40,7 +40,7 @@ def _extension(setup: Setup) -> list[list[Step]]:
         longer += ("--warmup-steps", "6", "--learning-rate", "1.0e-3", *number)
         train = (str(setup.recipes / "retrofit/scratch.yaml"), "--scheme", scheme, *number, *text)
         steps = [Step("train", *train, "--out", str(plain), *setup.settings)]
-        for method in ("linear", "yarn", "rerope", "selfextend"):
+        for method in ("linear", "yarn", "rerope", "selfextend", "sliding_rope"):
             extend = ("extend", "--model", str(plain), "--method", method, "--factor", "4")
             steps.append(Step(*extend, "--out", str(folder / method), makes=folder / method))
             if method in ("linear", "yarn"):
@@ -49,7 +49,7 @@ def _extension(setup: Setup) -> list[list[Step]]:
                 steps.append(Step(*extend, "--out", str(trained), *data, *longer))
         further = (str(setup.recipes / "extension/longer.yaml"), "--start", str(plain), *number, *text)
         steps.append(Step("train", *further, "--out", str(folder / "plain-trained")))
-        arms = ("plain", "linear", "yarn", "rerope", "selfextend")
+        arms = ("plain", "linear", "yarn", "rerope", "selfextend", "sliding_rope")
         for arm in (*arms, "plain-trained", "linear-trained", "yarn-trained"):
             evaluate = ("evaluate", "length-curve", "--model", str(folder / arm), *setup.tested, *lengths)
             steps.append(Step(*evaluate, rows=folder / f"{arm}.jsonl", arm=f"{scheme} {arm}", seed=seed))

@@ -82,10 +82,11 @@ class Extension:
     def __str__(self) -> str:
         """The same for a reader."""
         head = f"{self.method} by {self.factor:g}, from a trained length of {self.original:,} {self.unit}"
-        if self.method in REMAPS:
+        if self.method in SUBSTITUTES:
             inter = self.config.inter or {}
             grouped = f"counted in groups of {inter['group']}" if "group" in inter else "all the same"
-            return f"{head}: distances below {inter['window']} are kept, and others {grouped}."
+            others = "not seen" if self.method == "sliding_rope" else grouped
+            return f"{head}: distances below {inter['window']} are kept, and others {others}."
         if not self.pairs:
             return f"{head}: slopes divided by {self.factor:g}."
         kept, between, full = self.count()
@@ -140,12 +141,13 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "longrope": ("attention_factor", "long_factor", "short_factor"),
     "rerope": ("window",),
     "selfextend": ("group", "window"),
+    "sliding_rope": ("window",),
     "yarn": ("attention_factor", "beta_fast", "beta_slow"),
 }
 """What a method can be told beside the factor; of a rope type in transformers' names."""
 
-REMAPS = ("rerope", "selfextend")
-"""Methods that leave the frequencies and map far distances into the trained range: encodings themselves."""
+SUBSTITUTES = ("rerope", "selfextend", "sliding_rope")
+"""Methods that leave the frequencies and keep distances in the trained range: encodings themselves."""
 
 
 def extension_of(
@@ -165,18 +167,19 @@ def extension_of(
 
     Args:
         config: of a trained model that has no extension yet.
-        method: a key of `METHODS`, or one of `REMAPS`; for ALiBi `linear`, which divides its slopes.
+        method: a key of `METHODS`, or one of `SUBSTITUTES`; for ALiBi `linear`, which divides its slopes.
         factor: how many times longer texts are to become, from 1.01 on.
         original: the trained length in the unit of the index; by default what training has recorded,
             `original_max_segments`, or on tokens `max_position_embeddings`.
-        parameters: those of `PARAMETERS`; a remap's window is by default half the trained length, its group
-            the smallest with which texts of `factor` times the trained length stay in the trained range.
+        parameters: those of `PARAMETERS`; the window is by default the trained length where nothing beyond
+            it is seen (`sliding_rope`) and else half of that, the group the smallest with which texts of
+            `factor` times the trained length stay in the trained range.
 
     Raises:
         ValueError: an unknown method, a factor that does not extend, a length that nobody recorded, an
             encoding without such a method, or a model that is extended already.
     """
-    choose("method", {**METHODS, **dict.fromkeys(REMAPS)}, method)
+    choose("method", {**METHODS, **dict.fromkeys(SUBSTITUTES)}, method)
     check_number("The factor, how many times longer texts are to become,", factor, 1.01, 2**20)
     inter, options = split_spec("inter encoding", INTER_ENCODINGS, config.inter)
     if config.extension is not None:
@@ -200,7 +203,7 @@ def extension_of(
             "have."
         )
     wanted.check_parameters()
-    return wanted.remapped() if method in REMAPS else wanted.of_rope()
+    return wanted.substituted() if method in SUBSTITUTES else wanted.of_rope()
 
 
 @dataclass(frozen=True)
@@ -241,11 +244,13 @@ class _Wanted:
             )
         return self._done(self._changed(inter={**spec, "factor": self.factor}))
 
-    def remapped(self) -> Extension:
-        window = self.parameters.get("window", self.original // 2)
-        if window >= self.original:
+    def substituted(self) -> Extension:
+        slides = self.method == "sliding_rope"
+        window = self.parameters.get("window", self.original if slides else self.original // 2)
+        if window > self.original or (window == self.original and not slides):
+            bound = "at most" if slides else "below"
             raise ValueError(
-                f"The window must be below the trained length, {self.original:,} {self.unit}; got {window!r}."
+                f"The window must be {bound} the trained length, {self.original:,} {self.unit}; got {window!r}."
             )
         group = {"group": self._smallest_group(window)} if self.method == "selfextend" else {}
         spec = {"type": self.method, "window": window, **group, **self.parameters}
