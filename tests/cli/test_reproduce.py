@@ -139,9 +139,8 @@ def test_test_text_that_is_missing_is_found_before_training(tmp_path: Path, caps
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text(
-        "The cat sat.\nThe dog ran. It ran far.\n" * 500, encoding="utf-8"
-    )  # fewer than 8,192 tokens
+    sentences = "The cat sat.\nThe dog ran. It ran far.\n" * 500  # fewer than 8,192 tokens
+    path.write_text(sentences, encoding="utf-8")
     return path
 
 

@@ -202,7 +202,7 @@ def extension_of(
             f"The inter encoding {(config.inter or {})['type']!r} has no context extension; rope and alibi "
             "have."
         )
-    wanted.check_parameters()
+    wanted.check()
     return wanted.substituted() if method in SUBSTITUTES else wanted.of_rope()
 
 
@@ -217,7 +217,13 @@ class _Wanted:
     original: int
     parameters: dict[str, Any]
 
-    def check_parameters(self) -> None:
+    def check(self) -> None:
+        """That the rotation is as trained, and the parameters are those of the method."""
+        scaled = (self.config.rope_parameters or {}).get("rope_type", "default")
+        if scaled != "default":
+            raise ValueError(
+                f"This model's rotation is scaled already, rope_type {scaled!r}: extend one that is not."
+            )
         known = PARAMETERS.get(self.method, ())
         for name, value in self.parameters.items():
             if name not in known:
@@ -267,11 +273,6 @@ class _Wanted:
 
     def of_rope(self) -> Extension:
         there = dict(self.config.rope_parameters or {})
-        if there.get("rope_type", "default") != "default":
-            raise ValueError(
-                f"This model's rotation is scaled already, rope_type {there['rope_type']!r}: extend one that "
-                "is not."
-            )
         changed = {**there, **METHODS[self.method](self.config, self.factor), **self.parameters}
         longer: dict[str, Any] = {}
         if changed["rope_type"] not in ("default", "linear"):
