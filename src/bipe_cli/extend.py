@@ -12,8 +12,8 @@ def extend(
     method: Annotated[
         str,
         typer.Option(
-            help="linear, ntk, dynamic, yarn, longrope, llama3, rerope, selfextend or sliding_rope; of ALiBi: "
-            "linear."
+            help="linear, ntk, dynamic, yarn, longrope, llama3, rerope, selfextend or sliding_rope; "
+            "of ALiBi: linear."
         ),
     ],
     factor: Annotated[float, typer.Option(help="How many times longer texts are to become.")],

@@ -256,7 +256,8 @@ class _Wanted:
         if window > self.original or (window == self.original and not slides):
             bound = "at most" if slides else "below"
             raise ValueError(
-                f"The window must be {bound} the trained length, {self.original:,} {self.unit}; got {window!r}."
+                f"The window must be {bound} the trained length, {self.original:,} {self.unit}; got "
+                f"{window!r}."
             )
         group = {"group": self._smallest_group(window)} if self.method == "selfextend" else {}
         spec = {"type": self.method, "window": window, **group, **self.parameters}
